@@ -1,0 +1,3 @@
+"""Type stubs of the native core (checked against it by stubtest)."""
+
+__version__: str

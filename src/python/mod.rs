@@ -1,0 +1,21 @@
+//! The Python extension `lmd3._lmd3`: converts, releases the interpreter, converts back; nothing else.
+
+use pyo3::prelude::*;
+
+mod convert;
+mod errors;
+mod estimate;
+mod store;
+mod system;
+mod text;
+
+/// The native core of lmd3.
+#[pymodule]
+fn _lmd3(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    estimate::register(module)?;
+    store::register(module)?;
+    system::register(module)?;
+    text::register(module)?;
+    Ok(())
+}
