@@ -1,36 +1,67 @@
-# Every target creates what it needs by itself: a Rust toolchain and Python 3.11 are all a new machine must have.
-PYTHON ?= python3
+# Every target makes what it needs by itself: a Rust toolchain and Python 3.11 or later are all a new machine must have.
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(BIN)/uv
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-$(UV):
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-
-# Development environment with the extension built into it.
-$(VENV)/.installed: $(UV) pyproject.toml constraints.txt
-	$(UV) pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev
-	touch $@
-
-.PHONY: build
-build: $(VENV)/.installed  ## build the extension into .venv
-	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation --constraint constraints.txt --editable .
+.PHONY: demo
+demo: build  ## see lmd3 work: offline, without torch, in two minutes
+	$(BIN)/lmd3 demo --force
 
 .PHONY: test
-test: build  ## the tests, Rust and Python
+test: build $(VENV)/.neural  ## all tests, Rust and Python
 	cargo test --release --quiet
 	$(BIN)/pytest -q
 
 .PHONY: check
 check: build  ## formatting, lints, types
 	cargo fmt --check
-	cargo clippy --all-targets --all-features -- -D warnings
+	cargo clippy --all-targets --all-features --quiet -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest lmd3._lmd3
+
+.PHONY: bench
+bench: build  ## the benchmarks
+	cargo bench
+	set -e; for script in $(wildcard benches/*.py); do $(BIN)/python $$script; done
+
+.PHONY: wheel
+wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later
+	rm -rf dist
+	env -u RUSTFLAGS $(BIN)/maturin build --release --quiet --out dist
+	@ls -l dist
+
+.PHONY: build
+build: $(VENV)/.installed  ## the extension into .venv
+	@command -v cargo >/dev/null || { echo "cargo not found: install a Rust toolchain (rustup) first"; exit 1; }
+	VIRTUAL_ENV=$(VENV) $(BIN)/maturin develop --release --uv --quiet
+
+.PHONY: lock
+lock: $(VENV)/.installed  ## the newest versions into constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group neural --universal --python-version 3.11 \
+		--upgrade --quiet --no-header --no-annotate --no-emit-index-url --output-file constraints.txt
+
+.PHONY: clean
+clean:  ## remove everything that the targets made
+	rm -rf $(VENV) target dist lmd3-demo
+
+# uv, because the CUDA build of torch is 5 GB: uv links it from its cache where pip copies it for minutes.
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later found: install one, or say make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+
+$(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
+	$(INSTALL) --requirements pyproject.toml --group dev
+	@touch $@
+
+$(VENV)/.neural: $(VENV)/.installed
+	$(INSTALL) --group neural
+	@touch $@

@@ -1,8 +1,8 @@
 """The manners that all commands share: option types, output paths, progress, results and errors.
 
 A command is a plain annotated function `def X(...)` in `cli/X.py`. It raises the errors of `lmd3.errors`,
-which `main` turns into one line (or one JSON object) and an exit status; `--json`, `--quiet` and `--debug` are
-added to every command that does not declare them.
+which `main` turns into one line (or one JSON object) and an exit status; `--json`, `--quiet` and `--debug`
+are added to every command that does not declare them.
 """
 
 from __future__ import annotations
