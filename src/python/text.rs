@@ -1,8 +1,277 @@
-//! To be written.
+//! The hashing encoder, the n-gram model and word counts, on lists of Python strings.
 
+use std::sync::Arc;
+
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyBytes;
+
+use super::errors::to_python;
+use crate::text::hashing::{Hashing, IdfCounter};
+use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts};
+
+/// Texts handled between two looks at pending signals (Ctrl-C).
+const BATCH: usize = 4096;
+
+/// Texts and feature counts an idf is fitted on at most: some 300 MB while it is fitted.
+const IDF_TEXTS: u64 = 1 << 18;
+const IDF_ENTRIES: usize = 1 << 23;
+
+/// Different words a counter holds at most: some 300 MB.
+const COUNTED_WORDS: usize = 1 << 23;
+
+/// Calls `work` on batches of texts, the interpreter released, and answers Ctrl-C between them.
+fn in_batches<T: Send>(
+    py: Python<'_>,
+    texts: &[PyBackedStr],
+    mut work: impl FnMut(&[PyBackedStr]) -> T + Send,
+) -> PyResult<Vec<T>> {
+    let mut results = Vec::with_capacity(texts.len().div_ceil(BATCH));
+    for batch in texts.chunks(BATCH) {
+        py.check_signals()?;
+        results.push(py.detach(|| work(batch)));
+    }
+    Ok(results)
+}
+
+/// Counts document frequencies over texts, to make a `HashingEncoder`.
+#[pyclass(module = "lmd3._lmd3")]
+struct HashingFitter {
+    counter: IdfCounter,
+}
+
+#[pymethods]
+impl HashingFitter {
+    #[new]
+    #[pyo3(signature = (seed=0, max_texts=IDF_TEXTS))]
+    fn new(seed: u64, max_texts: u64) -> Self {
+        Self { counter: IdfCounter::new(seed, max_texts, IDF_ENTRIES) }
+    }
+
+    fn add(&mut self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<()> {
+        in_batches(py, &texts, |batch| self.counter.add(batch)).map(drop)
+    }
+
+    #[getter]
+    fn seen(&self) -> u64 {
+        self.counter.seen()
+    }
+
+    /// Freezes the counts; the fitter is empty afterwards.
+    fn finish(&mut self, py: Python<'_>, dim: usize) -> PyResult<HashingEncoder> {
+        let counter = std::mem::replace(&mut self.counter, IdfCounter::new(0, IDF_TEXTS, IDF_ENTRIES));
+        let inner = py.detach(|| counter.finish(dim)).map_err(|error| to_python(py, &error))?;
+        Ok(HashingEncoder { inner })
+    }
+}
+
+/// The built-in lexical encoder with its frozen idf.
+#[pyclass(module = "lmd3._lmd3", frozen)]
+struct HashingEncoder {
+    inner: Hashing,
+}
+
+/// Vectors (m, dim), words read (m,), truncated (m,).
+type Encoded<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<bool>>);
+
+#[pymethods]
+impl HashingEncoder {
+    #[staticmethod]
+    fn from_bytes(py: Python<'_>, data: &[u8]) -> PyResult<Self> {
+        Hashing::from_bytes(data).map(|inner| Self { inner }).map_err(|error| to_python(py, &error))
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.inner.to_bytes())
+    }
+
+    #[getter]
+    fn dim(&self) -> usize {
+        self.inner.dim()
+    }
+
+    #[getter]
+    fn fitted_texts(&self) -> u64 {
+        self.inner.texts()
+    }
+
+    #[getter]
+    fn seen_texts(&self) -> u64 {
+        self.inner.seen()
+    }
+
+    #[getter]
+    fn features(&self) -> usize {
+        self.inner.features()
+    }
+
+    #[getter]
+    fn fingerprint(&self) -> String {
+        self.inner.fingerprint()
+    }
+
+    #[pyo3(signature = (texts, max_words=None))]
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<PyBackedStr>,
+        max_words: Option<usize>,
+    ) -> PyResult<Encoded<'py>> {
+        let (m, dim) = (texts.len(), self.inner.dim());
+        let mut vectors = vec![0f32; m * dim];
+        let mut words = vec![0i32; m];
+        let mut truncated = vec![false; m];
+        let mut done = 0;
+        in_batches(py, &texts, |batch| {
+            let rows = done..done + batch.len();
+            done = rows.end;
+            self.inner.encode(
+                batch,
+                max_words.unwrap_or(usize::MAX),
+                &mut vectors[rows.start * dim..rows.end * dim],
+                &mut words[rows.clone()],
+                &mut truncated[rows],
+            );
+        })?;
+        let vectors = vectors.into_pyarray(py).reshape([m, dim])?;
+        Ok((vectors, words.into_pyarray(py), truncated.into_pyarray(py)))
+    }
+}
+
+/// Counts of an order-3 model; texts can be added at any time, also to a copy.
+#[pyclass(name = "NgramCounts", module = "lmd3._lmd3")]
+struct PyNgramCounts {
+    inner: Arc<NgramCounts>,
+}
+
+#[pymethods]
+impl PyNgramCounts {
+    #[new]
+    fn new() -> Self {
+        Self { inner: Arc::default() }
+    }
+
+    fn add(&mut self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<()> {
+        // A model or copy that shares the counts keeps them as they were.
+        let counts = py.detach(|| Arc::make_mut(&mut self.inner));
+        for result in in_batches(py, &texts, |batch| counts.add(batch))? {
+            result.map_err(|error| to_python(py, &error))?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+
+    fn model(&self, py: Python<'_>) -> PyResult<PyNgram> {
+        let inner =
+            py.detach(|| Ngram::new(Arc::clone(&self.inner))).map_err(|error| to_python(py, &error))?;
+        Ok(PyNgram { inner })
+    }
+
+    #[getter]
+    fn texts(&self) -> u64 {
+        self.inner.texts()
+    }
+
+    #[getter]
+    fn tokens(&self) -> u64 {
+        self.inner.tokens()
+    }
+
+    #[getter]
+    fn vocabulary(&self) -> usize {
+        self.inner.vocabulary()
+    }
+}
+
+/// An interpolated Kneser–Ney model of order 3.
+#[pyclass(name = "Ngram", module = "lmd3._lmd3", frozen)]
+struct PyNgram {
+    inner: Ngram,
+}
+
+/// Nats (m,), predicted tokens (m,), unknown words among them (m,).
+type Scored<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u32>>);
+
+#[pymethods]
+impl PyNgram {
+    fn score<'py>(&self, py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<Scored<'py>> {
+        let scores = in_batches(py, &texts, |batch| self.inner.score(batch))?.concat();
+        Ok((
+            scores.iter().map(|score| score.nats).collect::<Vec<_>>().into_pyarray(py),
+            scores.iter().map(|score| score.tokens).collect::<Vec<_>>().into_pyarray(py),
+            scores.iter().map(|score| score.unknown).collect::<Vec<_>>().into_pyarray(py),
+        ))
+    }
+
+    #[pyo3(signature = (context, token, from_start=false))]
+    fn log_probability(
+        &self,
+        context: Vec<PyBackedStr>,
+        token: Option<PyBackedStr>,
+        from_start: bool,
+    ) -> f64 {
+        let context: Vec<&str> = context.iter().map(AsRef::as_ref).collect();
+        self.inner.log_probability(&context, from_start, token.as_deref())
+    }
+
+    #[getter]
+    fn discounts(&self) -> [[f64; 3]; 3] {
+        self.inner.discounts()
+    }
+}
+
+/// Word counts of a stream of texts, in bounded memory.
+#[pyclass(name = "TokenCounts", module = "lmd3._lmd3")]
+struct PyTokenCounts {
+    inner: TokenCounts,
+}
+
+/// Nats per token (m,), tokens (m,).
+type CrossEntropy<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u32>>);
+
+#[pymethods]
+impl PyTokenCounts {
+    #[new]
+    #[pyo3(signature = (max_words=COUNTED_WORDS))]
+    fn new(max_words: usize) -> Self {
+        Self { inner: TokenCounts::new(max_words) }
+    }
+
+    fn add(&mut self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<()> {
+        in_batches(py, &texts, |batch| self.inner.add(batch)).map(drop)
+    }
+
+    fn cross_entropy<'py>(&self, py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<CrossEntropy<'py>> {
+        let results = in_batches(py, &texts, |batch| self.inner.cross_entropy(batch))?.concat();
+        let (nats, tokens): (Vec<f64>, Vec<u32>) = results.into_iter().unzip();
+        Ok((nats.into_pyarray(py), tokens.into_pyarray(py)))
+    }
+
+    #[getter]
+    fn tokens(&self) -> u64 {
+        self.inner.tokens()
+    }
+
+    #[getter]
+    fn words(&self) -> usize {
+        self.inner.words()
+    }
+
+    #[getter]
+    fn forgotten(&self) -> u64 {
+        self.inner.forgotten()
+    }
+}
 
 /// Adds this part's classes and functions to the module.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<HashingFitter>()?;
+    module.add_class::<HashingEncoder>()?;
+    module.add_class::<PyNgramCounts>()?;
+    module.add_class::<PyNgram>()?;
+    module.add_class::<PyTokenCounts>()
 }
