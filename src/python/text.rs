@@ -14,12 +14,8 @@ use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts};
 /// Texts handled between two looks at pending signals (Ctrl-C).
 const BATCH: usize = 4096;
 
-/// Texts and feature counts an idf is fitted on at most: some 300 MB while it is fitted.
-const IDF_TEXTS: u64 = 1 << 18;
+/// Feature counts held while an idf is fitted: some 300 MB.
 const IDF_ENTRIES: usize = 1 << 23;
-
-/// Different words a counter holds at most: some 300 MB.
-const COUNTED_WORDS: usize = 1 << 23;
 
 /// Calls `work` on batches of texts, the interpreter released, and answers Ctrl-C between them.
 fn in_batches<T: Send>(
@@ -44,7 +40,7 @@ struct HashingFitter {
 #[pymethods]
 impl HashingFitter {
     #[new]
-    #[pyo3(signature = (seed=0, max_texts=IDF_TEXTS))]
+    #[pyo3(signature = (seed=0, max_texts=262_144))]
     fn new(seed: u64, max_texts: u64) -> Self {
         Self { counter: IdfCounter::new(seed, max_texts, IDF_ENTRIES) }
     }
@@ -60,7 +56,7 @@ impl HashingFitter {
 
     /// Freezes the counts; the fitter is empty afterwards.
     fn finish(&mut self, py: Python<'_>, dim: usize) -> PyResult<HashingEncoder> {
-        let counter = std::mem::replace(&mut self.counter, IdfCounter::new(0, IDF_TEXTS, IDF_ENTRIES));
+        let counter = std::mem::replace(&mut self.counter, IdfCounter::new(0, 1, 0));
         let inner = py.detach(|| counter.finish(dim)).map_err(|error| to_python(py, &error))?;
         Ok(HashingEncoder { inner })
     }
@@ -224,7 +220,7 @@ impl PyNgram {
     }
 }
 
-/// Word counts of a stream of texts, in bounded memory.
+/// Word counts of a stream of texts, in bounded memory: at most `max_words` different words, some 300 MB by default.
 #[pyclass(name = "TokenCounts", module = "lmd3._lmd3")]
 struct PyTokenCounts {
     inner: TokenCounts,
@@ -236,7 +232,7 @@ type CrossEntropy<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u32>>);
 #[pymethods]
 impl PyTokenCounts {
     #[new]
-    #[pyo3(signature = (max_words=COUNTED_WORDS))]
+    #[pyo3(signature = (max_words=8_388_608))]
     fn new(max_words: usize) -> Self {
         Self { inner: TokenCounts::new(max_words) }
     }
