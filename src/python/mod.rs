@@ -17,5 +17,6 @@ fn _lmd3(module: &Bound<'_, PyModule>) -> PyResult<()> {
     store::register(module)?;
     system::register(module)?;
     text::register(module)?;
-    Ok(())
+    // pyo3 lists every name here; a private module has no use for it, and the stubs would have to repeat it.
+    module.delattr("__all__")
 }

@@ -5,10 +5,10 @@ words and phrases. It knows nothing of synonyms, of word order beyond pairs, or 
 language.
 
 Each distinct lower-cased word and pair of adjacent words weighs (1 + ln tf)·(1 + ln(N / max(df, 1))) and is
-spread over all coordinates with signs drawn from its hash; the sum is scaled to norm 1. The idf is counted once,
-on the corpus (a seeded uniform sample of at most 262,144 texts), and frozen: queries and later rows are weighted
-by it, and words it never saw weigh the most. A text without words is represented by its punctuation; an empty
-one by a vector reserved for empty texts, which is near nothing else.
+spread over all coordinates with signs drawn from its hash; the sum is scaled to norm 1. The idf is counted
+once, on the corpus (a seeded uniform sample of at most 262,144 texts), and frozen: queries and later rows are
+weighted by it, and words it never saw weigh the most. A text without words is represented by its punctuation;
+an empty one by a vector reserved for empty texts, which is near nothing else.
 """
 
 from __future__ import annotations
