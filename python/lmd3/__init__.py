@@ -1,6 +1,6 @@
 """lmd3: does a language model do well where its training data is dense?
 
-The names below are loaded when they are first used, so that `import lmd3` is quick and brings no heavy library.
+The names below are loaded when first used, so that `import lmd3` is quick and brings no heavy library.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _UsageError as error:
         context = getattr(error, "ctx", None)
         remedy = f"{context.command_path if context else 'lmd3'} --help"
-        message = error.format_message()  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         return _fail(_error("UsageError", message, remedy), f"{message} (try {remedy})", _common.REFUSED)
     except (KeyboardInterrupt, typer.Abort):
         message = "interrupted"
