@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+
 from lmd3 import cli, errors, progress
 from lmd3.cli import _common
 
