@@ -9,7 +9,7 @@ use pyo3::types::PyBytes;
 
 use super::errors::to_python;
 use crate::text::hashing::{Hashing, IdfCounter};
-use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts};
+use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts, Unknown};
 
 /// Texts handled between two looks at pending signals (Ctrl-C).
 const BATCH: usize = 4096;
@@ -161,9 +161,12 @@ impl PyNgramCounts {
         Self { inner: Arc::clone(&self.inner) }
     }
 
-    fn model(&self, py: Python<'_>) -> PyResult<PyNgram> {
-        let inner =
-            py.detach(|| Ngram::new(Arc::clone(&self.inner))).map_err(|error| to_python(py, &error))?;
+    #[pyo3(signature = (spelled=false))]
+    fn model(&self, py: Python<'_>, spelled: bool) -> PyResult<PyNgram> {
+        let unknown = if spelled { Unknown::Spelled } else { Unknown::Symbol };
+        let inner = py
+            .detach(|| Ngram::new(Arc::clone(&self.inner), unknown))
+            .map_err(|error| to_python(py, &error))?;
         Ok(PyNgram { inner })
     }
 

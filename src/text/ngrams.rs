@@ -6,10 +6,11 @@
 //! * p₃(w|u,v) = max(c(uvw) − D(c), 0)/c(uv·) + γ(uv)·p₂(w|v), and so down; the lower orders use continuation counts
 //!   N₁₊(·vw) and N₁₊(·w), except that n-grams at the start of a text, which nothing can precede, use their counts.
 //!   The discounts D₁, D₂, D₃₊ of each order come from its counts of counts.
-//! * The lowest order is interpolated with a distribution over *spellings*, not with a uniform one over the vocabulary:
-//!   p₁(w) = max(a(w) − D, 0)/A + γ·s(w), s(w) = the probability of the word's bytes under a smoothed byte-bigram model of
-//!   the vocabulary. So every string has a probability, all of them sum to one, and a text of unknown words is dear
-//!   (a symbol `<unk>` that stands for any of them would make it cheap).
+//! * The lowest order is interpolated with a base distribution, p₁(w) = max(a(w) − D, 0)/A + γ·p₀(w):
+//!   [`Unknown::Symbol`]: uniform over the V known tokens, the end and one symbol `<unk>` for all unknown words. `<unk>`
+//!   is never counted, so an unknown word is dearer than any known one in its place; but a long one as dear as a short one.
+//!   [`Unknown::Spelled`]: p₀(w) = the probability of the word's bytes under a smoothed byte-bigram model of the vocabulary.
+//!   Then every string has a probability of its own, all of them sum to one, and rare names weigh heavily.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -192,6 +193,16 @@ impl Spelling {
     }
 }
 
+/// What the base distribution makes of words it never saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// One symbol for all of them, under a uniform base.
+    #[default]
+    Symbol,
+    /// Each by its spelling.
+    Spelled,
+}
+
 /// What a text cost under a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
@@ -203,6 +214,20 @@ pub struct Score {
     pub unknown: u32,
 }
 
+/// γ·p₀.
+struct Base {
+    mass: f64,
+    /// 1/(V + 2), where it is uniform.
+    uniform: f64,
+    spelling: Option<Spelling>,
+}
+
+impl Base {
+    fn probability(&self, word: &str) -> f64 {
+        self.mass * self.spelling.as_ref().map_or(self.uniform, |spelling| spelling.probability(word))
+    }
+}
+
 /// The model: counts, with everything derived from them that its probabilities need.
 pub struct Ngram {
     counts: Arc<NgramCounts>,
@@ -210,10 +235,9 @@ pub struct Ngram {
     bigrams: MixMap<[u32; 2], u32>,
     after_two: MixMap<[u32; 2], Context>,
     after_one: MixMap<u32, Context>,
-    /// p₁ of every known token, by id; and γ·s(w) is added for unknown ones.
+    /// p₁ of every known token, by id.
     unigrams: Vec<f64>,
-    unknown_mass: f64,
-    spelling: Spelling,
+    base: Base,
     discounts: [Discounts; 3],
 }
 
@@ -222,7 +246,7 @@ impl Ngram {
     ///
     /// # Errors
     /// `Parameter` where no text was counted.
-    pub fn new(counts: Arc<NgramCounts>) -> Result<Self> {
+    pub fn new(counts: Arc<NgramCounts>, unknown: Unknown) -> Result<Self> {
         if counts.texts == 0 {
             return Err(Error::new(ErrorKind::Parameter, "no texts to train the n-gram model on"));
         }
@@ -253,14 +277,21 @@ impl Ngram {
             tally(&mut of_one, count);
         }
         let discounts = [of_one, of_two, of_three].map(discounts);
-        let spelling = Spelling::new(counts.vocabulary.keys().map(AsRef::as_ref));
-        let unknown_mass = root.left(&discounts[0]);
+        let base = Base {
+            mass: root.left(&discounts[0]),
+            uniform: 1.0 / (counts.vocabulary.len() as f64 + 2.0),
+            spelling: (unknown == Unknown::Spelled)
+                .then(|| Spelling::new(counts.vocabulary.keys().map(AsRef::as_ref))),
+        };
         let mut unigrams: Vec<f64> =
             continuation.iter().map(|&count| root.share(count, &discounts[0])).collect();
         for (word, &id) in &counts.vocabulary {
-            unigrams[id as usize] += unknown_mass * spelling.probability(word);
+            unigrams[id as usize] += base.probability(word);
         }
-        Ok(Self { counts, bigrams, after_two, after_one, unigrams, unknown_mass, spelling, discounts })
+        if base.spelling.is_none() {
+            unigrams[END as usize] += base.mass * base.uniform;
+        }
+        Ok(Self { counts, bigrams, after_two, after_one, unigrams, base, discounts })
     }
 
     /// The counts it was made from.
@@ -288,11 +319,7 @@ impl Ngram {
     }
 
     fn base(&self, id: u32, word: &str) -> f64 {
-        if id == UNKNOWN {
-            self.unknown_mass * self.spelling.probability(word)
-        } else {
-            self.unigrams[id as usize]
-        }
+        if id == UNKNOWN { self.base.probability(word) } else { self.unigrams[id as usize] }
     }
 
     fn id(&self, token: &str) -> u32 {
@@ -431,10 +458,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn train(texts: &[&str]) -> Ngram {
+    fn train(texts: &[&str], unknown: Unknown) -> Ngram {
         let mut counts = NgramCounts::default();
         counts.add(texts).unwrap();
-        Ngram::new(Arc::new(counts)).unwrap()
+        Ngram::new(Arc::new(counts), unknown).unwrap()
     }
 
     /// Σ p over the vocabulary, the end, and all strings outside the vocabulary.
@@ -442,11 +469,13 @@ mod tests {
         let known: Vec<&str> = model.counts.vocabulary.keys().map(AsRef::as_ref).collect();
         let mut sum = model.log_probability(context, from_start, None).exp();
         sum += known.iter().map(|w| model.log_probability(context, from_start, Some(w)).exp()).sum::<f64>();
-        // p(unseen word)/s(unseen word) is the same for all of them; their s sum to what the known leave.
         let probe = "\u{10FFFF}?";
-        let rest = 1.0 - known.iter().map(|w| model.spelling.probability(w)).sum::<f64>();
-        sum + rest * model.log_probability(context, from_start, Some(probe)).exp()
-            / model.spelling.probability(probe)
+        let unknown = model.log_probability(context, from_start, Some(probe)).exp();
+        // p(unseen word)/s(unseen word) is the same for all of them; their s sum to what the known leave.
+        sum + model.base.spelling.as_ref().map_or(unknown, |spelling| {
+            let rest = 1.0 - known.iter().map(|w| spelling.probability(w)).sum::<f64>();
+            rest * unknown / spelling.probability(probe)
+        })
     }
 
     proptest! {
@@ -458,8 +487,10 @@ mod tests {
         ) {
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
             let context: Vec<&str> = context.iter().map(String::as_str).collect();
-            let sum = total(&train(&texts), &context, from_start);
-            prop_assert!((sum - 1.0).abs() < 1e-9, "{}", sum);
+            for unknown in [Unknown::Symbol, Unknown::Spelled] {
+                let sum = total(&train(&texts, unknown), &context, from_start);
+                prop_assert!((sum - 1.0).abs() < 1e-9, "{}", sum);
+            }
         }
 
         #[test]
@@ -473,7 +504,8 @@ mod tests {
             copy.add(&texts[cut..]).unwrap();
             parts.add(&["something else entirely"]).unwrap();
             let whole: Vec<&str> = texts.iter().map(String::as_str).collect();
-            prop_assert_eq!(Ngram::new(Arc::new(copy)).unwrap().score(&[&probe]), train(&whole).score(&[&probe]));
+            let model = Ngram::new(Arc::new(copy), Unknown::Symbol).unwrap();
+            prop_assert_eq!(model.score(&[&probe]), train(&whole, Unknown::Symbol).score(&[&probe]));
         }
     }
 
@@ -490,21 +522,21 @@ mod tests {
     /// Counted by hand: "a b", "a b", "a c"; all counts of counts have holes, so discounts are .5, 1, 1.5.
     #[test]
     fn a_small_model_by_hand() {
-        let model = train(&["a b", "a b", "a c"]);
+        let model = train(&["a b", "a b", "a c"], Unknown::Symbol);
         assert_eq!(model.discounts(), [[0.5, 1.0, 1.5]; 3]);
         // Distinct bigrams: (start,a) (a,b) (a,c) (b,end) (c,end): N₁₊(·a)=1, b 1, c 1, end 2, A = 5.
-        let left1 = (3.0 * 0.5 + 1.0) / 5.0;
-        let p1_b = 0.5 / 5.0 + left1 * model.spelling.probability("b");
+        let left1: f64 = (3.0 * 0.5 + 1.0) / 5.0;
+        let p1_b = 0.5 / 5.0 + left1 / 5.0;
         // After a: b once (preceded by start only), c once.
-        let p2_b = 0.5 / 2.0 + (2.0 * 0.5 / 2.0) * p1_b;
+        let p2_b: f64 = 0.5 / 2.0 + (2.0 * 0.5 / 2.0) * p1_b;
         // After start, a: b twice, c once.
         let p3_b = (2.0 - 1.0) / 3.0 + (0.5 + 1.0) / 3.0 * p2_b;
         assert!((model.log_probability(&["a"], true, Some("b")) - p3_b.ln()).abs() < 1e-12);
         // The first word uses plain counts: a three times after the start.
-        let p1_a = 0.5 / 5.0 + left1 * model.spelling.probability("a");
+        let p1_a = 0.5 / 5.0 + left1 / 5.0;
         let p2_a = (3.0 - 1.5) / 3.0 + 1.5 / 3.0 * p1_a;
         assert!((model.log_probability(&[], true, Some("a")) - p2_a.ln()).abs() < 1e-12);
-        let p1_end: f64 = (2.0 - 1.0) / 5.0;
+        let p1_end: f64 = (2.0 - 1.0) / 5.0 + left1 / 5.0;
         let p2_end = 0.5 + 0.5 * p1_end;
         let p3_end = (2.0 - 1.0) / 2.0 + 1.0 / 2.0 * p2_end;
         let score = model.score(&["A b"])[0];
@@ -522,16 +554,24 @@ mod tests {
     }
 
     #[test]
-    fn unknown_words_cost_more_than_known_ones_and_long_ones_more_than_short_ones() {
-        let model = train(&["the cat sat on the mat .", "the dog sat on the log ."]);
-        let nats: Vec<f64> =
-            model.score(&["the cat", "the cot", "the cottontail"]).iter().map(|score| score.nats).collect();
-        assert!(nats[0] < nats[1] && nats[1] < nats[2] && nats[2].is_finite());
+    fn unknown_words_cost_more_than_known_ones() {
+        let texts = ["the cat sat on the mat .", "the dog sat on the log ."];
+        let nats = |unknown, text: &str| train(&texts, unknown).score(&[text])[0].nats;
+        for unknown in [Unknown::Symbol, Unknown::Spelled] {
+            // "log" was seen once and never after "sat".
+            let model = train(&texts, unknown);
+            let log_p = |word| model.log_probability(&["cat", "sat"], false, Some(word));
+            assert!(log_p("log") > log_p("lot"));
+        }
+        let (short, long) = ("the cot", "the cottontail");
+        assert_eq!(nats(Unknown::Symbol, short), nats(Unknown::Symbol, long));
+        assert!(nats(Unknown::Spelled, short) < nats(Unknown::Spelled, long));
+        assert!(nats(Unknown::Spelled, &"x".repeat(10_000)).is_finite());
     }
 
     #[test]
     fn nothing_to_train_on_is_refused() {
-        assert_eq!(Ngram::new(Arc::default()).err().unwrap().kind, ErrorKind::Parameter);
+        assert_eq!(Ngram::new(Arc::default(), Unknown::Symbol).err().unwrap().kind, ErrorKind::Parameter);
     }
 
     #[test]
