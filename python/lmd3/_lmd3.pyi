@@ -60,7 +60,7 @@ class Ngram:
     """An interpolated Kneser–Ney model of order 3."""
 
     def score(
-        self, texts: list[str]
+        self, texts: list[str], prompts: list[str] | None = None
     ) -> tuple[NDArray[np.float64], NDArray[np.uint32], NDArray[np.uint32]]: ...
     def log_probability(self, context: list[str], token: str | None, from_start: bool = False) -> float: ...
     @property

@@ -8,6 +8,7 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
 
 use super::errors::to_python;
+use crate::error::{Error, ErrorKind};
 use crate::text::hashing::{Hashing, IdfCounter};
 use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts, Unknown};
 
@@ -197,8 +198,29 @@ type Scored<'py> = (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u32>>, Bound<
 
 #[pymethods]
 impl PyNgram {
-    fn score<'py>(&self, py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<Scored<'py>> {
-        let scores = in_batches(py, &texts, |batch| self.inner.score(batch))?.concat();
+    #[pyo3(signature = (texts, prompts=None))]
+    fn score<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Vec<PyBackedStr>,
+        prompts: Option<Vec<PyBackedStr>>,
+    ) -> PyResult<Scored<'py>> {
+        if let Some(prompts) = &prompts
+            && prompts.len() != texts.len()
+        {
+            let message = format!("{} prompts for {} texts", prompts.len(), texts.len());
+            return Err(to_python(py, &Error::new(ErrorKind::Shape, message)));
+        }
+        let mut done = 0;
+        let scores = in_batches(py, &texts, |batch| {
+            let prompts = prompts.as_ref().map(|prompts| &prompts[done..done + batch.len()]);
+            done += batch.len();
+            match prompts {
+                Some(prompts) => self.inner.score_after(prompts, batch),
+                None => self.inner.score(batch),
+            }
+        })?
+        .concat();
         Ok((
             scores.iter().map(|score| score.nats).collect::<Vec<_>>().into_pyarray(py),
             scores.iter().map(|score| score.tokens).collect::<Vec<_>>().into_pyarray(py),

@@ -330,13 +330,22 @@ impl Ngram {
     pub fn score<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Vec<Score> {
         texts
             .par_iter()
-            .map_init(String::new, |scratch, text| self.score_one(text.as_ref(), scratch))
+            .map_init(String::new, |scratch, text| self.score_one("", text.as_ref(), scratch))
             .collect()
     }
 
-    fn score_one(&self, text: &str, scratch: &mut String) -> Score {
+    /// Scores each text as the continuation of its prompt, whose own cost is not counted.
+    pub fn score_after<T: AsRef<str> + Sync>(&self, prompts: &[T], texts: &[T]) -> Vec<Score> {
+        let pairs = prompts.par_iter().zip(texts);
+        pairs
+            .map_init(String::new, |s, (prompt, text)| self.score_one(prompt.as_ref(), text.as_ref(), s))
+            .collect()
+    }
+
+    fn score_one(&self, prompt: &str, text: &str, scratch: &mut String) -> Score {
         let mut score = Score::default();
         let (mut u, mut v) = (NONE, START);
+        tokens::tokens(prompt, scratch, |token| (u, v) = (v, self.id(token)));
         tokens::tokens(text, scratch, |token| {
             let w = self.id(token);
             score.nats -= self.probability([u, v, w], self.base(w, token)).ln();
@@ -542,6 +551,18 @@ mod tests {
         let score = model.score(&["A b"])[0];
         assert!((score.nats + p2_a.ln() + p3_b.ln() + p3_end.ln()).abs() < 1e-12);
         assert_eq!((score.tokens, score.unknown), (3, 0));
+    }
+
+    #[test]
+    fn prompts_are_context_only() {
+        let model = train(&["a b c d", "b c e", "c d e a b"], Unknown::Symbol);
+        let whole = model.score(&["a b c e"])[0].nats;
+        let after = model.score_after(&["a b"], &["c e"])[0];
+        let prompt: f64 =
+            -model.log_probability(&[], true, Some("a")) - model.log_probability(&["a"], true, Some("b"));
+        assert!((whole - prompt - after.nats).abs() < 1e-12);
+        assert_eq!(after.tokens, 3);
+        assert_eq!(model.score_after(&[""], &["c e"]), model.score(&["c e"]));
     }
 
     #[test]

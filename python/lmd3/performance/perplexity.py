@@ -1,0 +1,213 @@
+"""The likelihood of texts under any causal language model of `transformers`, by name or folder.
+
+* Weights and arithmetic are float32; code that comes with a model is never run.
+* Texts are tokenised without special tokens. Where the tokeniser has a beginning-of-sequence token it is put
+  first, so that every token of the text is predicted; where it has none the first token is context only.
+  `describe` says which. No end-of-sequence token is added or predicted.
+* A text longer than the context is cut at its end and counted; its likelihood is that of the part kept, per
+  token and byte of that part.
+* With a prompt, the prompt and the text are tokenised apart and joined by a space at the front of the text
+  (none after an empty prompt, or one that ends in white space). Only the text is scored. Where both together
+  are longer than the context the prompt loses its beginning.
+* Texts of like length share a batch, which may change the last bits of a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lmd3.errors import MissingDependencyError, ModelError, ParameterError, ShapeError
+from lmd3.performance import Likelihoods
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CausalModel"]
+
+#: Bytes of logits held at once, which bounds the tokens per batch by the size of the vocabulary.
+_LOGIT_BYTES = 1 << 28
+
+
+class _Sequence(NamedTuple):
+    """One text as the model reads it: `ids[scored:]` are predicted, of the text's bytes `size`."""
+
+    ids: list[int]
+    scored: int
+    size: int
+    truncated: bool
+    prompt_truncated: bool
+
+
+class CausalModel:
+    """A causal language model.
+
+    Args:
+        model: name on the hub or folder.
+        revision: of a model on the hub.
+        max_tokens: tokens read of each text (and prompt), below the model's own limit; None: that limit.
+        device: where it runs; None: a GPU if there is one.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        ModelError: the model can't be loaded, or is no causal language model.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 2:
+            raise ParameterError(f"max_tokens must be at least 2, not {max_tokens}")
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"the perplexity of neural models needs torch and transformers: {error}",
+                remedy="pip install 'lmd3[encode]', or use --model ngram",
+            ) from error
+        self.name = str(model)
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **options)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                self.name, torch_dtype=torch.float32, **options
+            )
+        # Every library below raises its own kinds here, for missing files, networks and formats alike.
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(
+                f"the causal language model {self.name!r} can't be loaded: {reason[0]}",
+                remedy="check the name or folder; it needs a config, weights and a tokeniser",
+            ) from error
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = loaded.to(self._device).eval()
+        self._revision = getattr(loaded.config, "_commit_hash", None) or revision
+        self._bos: int | None = self._tokenizer.bos_token_id
+        limits = [limit for limit in (_context(loaded.config, self._tokenizer), max_tokens) if limit]
+        self.context: int | None = min(limits, default=None)
+        self._batch_tokens = max(1, _LOGIT_BYTES // (4 * loaded.config.get_text_config().vocab_size))
+
+    def describe(self) -> dict[str, Any]:
+        """The model and how it is read, as JSON values."""
+        return {
+            "kind": "causal",
+            "model": self.name,
+            "revision": self._revision,
+            "dtype": "float32",
+            "context": self.context,
+            "first_token": "context only" if self._bos is None else "predicted after the BOS token",
+        }
+
+    def score(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> Likelihoods:
+        """The likelihoods of texts, each after its prompt if there are prompts.
+
+        Raises:
+            ShapeError: not as many prompts as texts.
+        """
+        if prompts is not None and len(prompts) != len(texts):
+            raise ShapeError(f"{len(prompts)} prompts for {len(texts)} texts")
+        pairs = [("", text) for text in texts] if prompts is None else zip(prompts, texts, strict=True)
+        sequences = [self._sequence(prompt, text) for prompt, text in pairs]
+        nats = np.zeros(len(sequences))
+        for batch in self._batches(sequences):
+            nats[batch] = self._nats([sequences[i] for i in batch])
+        return Likelihoods(
+            nats=nats,
+            tokens=np.array([len(s.ids) - s.scored for s in sequences], dtype=np.int64),
+            bytes=np.array([s.size for s in sequences], dtype=np.int64),
+            truncated=np.array([s.truncated for s in sequences], dtype=np.bool_),
+            unknown=np.zeros(len(sequences), dtype=np.int64),
+            prompt_truncated=np.array([s.prompt_truncated for s in sequences], dtype=np.bool_),
+        )
+
+    def _sequence(self, prompt: str, text: str) -> _Sequence:
+        join = " " if prompt and not prompt[-1].isspace() else ""
+        before: list[int] = self._tokens(prompt)[0] if prompt else []
+        tokens, ends = self._tokens(join + text)
+        start = [] if self._bos is None else [self._bos]
+        room = len(start) + len(before) + len(tokens) if self.context is None else self.context
+        kept = tokens[: room - len(start)]
+        left = room - len(start) - len(kept)
+        shortened = before[max(0, len(before) - left) :]
+        ids = start + shortened + kept
+        # The very first token of a sequence is never predicted.
+        scored = max(1, len(start) + len(shortened)) if ids else 0
+        skipped = scored - len(start) - len(shortened)
+        first = ends[skipped - 1] if skipped > 0 else len(join)
+        last = ends[len(kept) - 1] if kept else first
+        # The tokens may not reach the text's end (white space that the tokeniser drops): it counts with them.
+        last = len(join) + len(text) if len(kept) == len(tokens) else last
+        size = len((join + text)[first:last].encode())
+        return _Sequence(ids, scored, size, len(kept) < len(tokens), len(shortened) < len(before))
+
+    def _tokens(self, text: str) -> tuple[list[int], list[int]]:
+        """The text's tokens, and where in the text (in characters) each one ends."""
+        fast = self._tokenizer.is_fast
+        # Longer than the context is expected here: no warning.
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=fast, truncation=False, verbose=False
+        )
+        ids: list[int] = encoded["input_ids"]
+        if fast:
+            return ids, [end for _, end in encoded["offset_mapping"]]
+        return ids, [len(self._tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+
+    def _batches(self, sequences: list[_Sequence]) -> list[list[int]]:
+        """Sequences with something to predict, longest first, together as long as their padded tokens fit."""
+        order = [i for i, s in enumerate(sequences) if len(s.ids) > s.scored]
+        order.sort(key=lambda i: (-len(sequences[i].ids), i))
+        batches: list[list[int]] = []
+        for i in order:
+            room = self._batch_tokens // len(sequences[batches[-1][0]].ids) if batches else 0
+            if batches and len(batches[-1]) < room:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def _nats(self, batch: list[_Sequence]) -> list[float]:
+        import torch
+
+        width = max(len(s.ids) for s in batch)
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, s in enumerate(batch):
+            # Padded at the right: what is predicted never sees the padding.
+            ids[row, : len(s.ids)] = torch.tensor(s.ids)
+            mask[row, : len(s.ids)] = 1
+        with torch.inference_mode():
+            ids = ids.to(self._device)
+            logits: torch.Tensor = self._model(
+                input_ids=ids, attention_mask=mask.to(self._device), use_cache=False
+            ).logits
+            return [
+                torch.nn.functional.cross_entropy(
+                    logits[row, s.scored - 1 : len(s.ids) - 1].float(),
+                    ids[row, s.scored : len(s.ids)],
+                    reduction="none",
+                )
+                .double()
+                .sum()
+                .item()
+                for row, s in enumerate(batch)
+            ]
+
+
+def _context(config: Any, tokenizer: Any) -> int | None:
+    """The most tokens a model reads, as its configuration or else its tokeniser says; None: no limit."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    limit = tokenizer.model_max_length
+    return int(limit) if 1 < limit < 1 << 30 else None
