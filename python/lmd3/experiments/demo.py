@@ -7,16 +7,21 @@ some held-out paragraphs are leaked into the training text, and both the density
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lmd3.errors import InputError
-from lmd3.experiments.documentation import Paragraph
+from lmd3.experiments.documentation import PACKAGES, Paragraph, paragraphs
+from lmd3.progress import ProgressFactory
 
 Floats = NDArray[np.float64]
 
@@ -33,6 +38,8 @@ ARMS: tuple[tuple[str, int], ...] = (
     ("dropout", 1),
     ("dropout", 4),
 )
+#: The bandwidths of the tables, the primary one first.
+BANDWIDTHS = ("ess=1000", "ess=10", "ess=100", "ess=10000")
 #: Paragraphs in the leak: 80 blocks.
 LEAKED = 480
 #: Share of the words that a paragraph loses when it is leaked with word dropout.
@@ -171,6 +178,8 @@ def run_demo(
     Returns:
         The results; `summary()` says them in words.
     """
+    import pyarrow.parquet as pq
+
     import lmd3
     from lmd3.encoders.hashing import HashingEncoder
     from lmd3.performance import outcome_table
@@ -185,6 +194,8 @@ def run_demo(
     queries = held_out + unseen
     _write_texts(folder / "corpus.jsonl", training)
     _write_texts(folder / "queries.jsonl", queries)
+    ids = [paragraph.id for paragraph in queries]
+    groups = [paragraph.group for paragraph in queries]
 
     say(f"Encoding {len(training):,} paragraphs as training text, {len(queries):,} as queries ...")
     encoder = HashingEncoder()
@@ -197,20 +208,87 @@ def run_demo(
     )
     encoded = lmd3.encode_queries(lmd3.read_texts(folder / "queries.jsonl", group="group"), corpus)
 
-    say("Summing kernels over all pairs: the density ...")
+    say("Summing the kernels of all pairs: density ...")
     estimator = lmd3.KernelDensity(bandwidth=list(BANDWIDTHS), threads=threads)
-    density = estimator.fit(corpus, queries=encoded).density(encoded, neighbors=10)
-    density.save(folder)
-    primary = density.primary()
+    table = estimator.fit(corpus).density(encoded, neighbors=10, progress=progress)
+    table.save(folder / "density")
+    covariates = lmd3.compute_covariates(corpus, encoded)
+    pq.write_table(covariates, folder / "covariates.parquet")
 
-    say("Training the n-gram model and scoring the queries: the performance ...")
-    texts = [paragraph.text for paragraph in queries]
+    say("Training the n-gram model and scoring the queries: performance ...")
     model = NgramModel(paragraph.text for paragraph in training)
-    ids = [paragraph.id for paragraph in queries]
-    outcomes = outcome_table(ids, model.score(texts), [paragraph.group for paragraph in queries])
+    scores = model.score([paragraph.text for paragraph in queries])
+    loss = scores.nats / scores.tokens
+    outcomes = outcome_table(ids, scores, groups)
+    pq.write_table(outcomes, folder / "outcomes.parquet")
 
     say("Relating the two ...")
-    covariates = lmd3.compute_covariates(corpus, encoded)
+    # The first rows are those of the primary bandwidth, in the order of the queries.
+    log_density = _columns(table.density.slice(0, len(ids)), ids, "log_density")[:, 0]
+    max_cosine = _columns(table.queries, ids, "max_cosine")[:, 0]
+    controls = _columns(covariates, ids, "log_tokens", "unigram_cross_entropy", "typicality")
+
+    def related(rows: slice) -> Relation:
+        return relate(loss[rows], controls[rows], log_density[rows], max_cosine[rows], groups[rows])
+
+    trained, untrained = related(slice(len(held_out))), related(slice(len(held_out), None))
+    chosen = (pc.field("outcome") == "nats_per_token") & (pc.field("group") != UNTRAINED)
+    study = lmd3.analysis.regress(outcomes.filter(chosen), table, covariates=covariates, within="group")
+    study.save(folder / "analysis")
+    report = folder / "report.html"
+    lmd3.write_report(study, table, report)
+
+    say("Leaking held-out paragraphs into the training text and training again ...")
+    random = np.random.default_rng([seed, 1])
+    texts = [paragraph.text for paragraph in held_out]
+    plan = plan_leak(log_density[: len(held_out)], random)
+    added, placebos = added_texts(plan, texts, random)
+    items = [texts[item] for item in plan.items]
+    vectors = encoder.encode(items).vectors
+
+    def after(more: list[str]) -> tuple[Floats, Floats]:
+        """Loss and log density of the items when these texts are added to the training text."""
+        scores = model.copy().add(more).score(items)
+        primary = table.primary
+        kernel = lmd3.KernelDensity(
+            kernel=primary["kernel"], bandwidth=primary["bandwidth"], normalize=False, threads=threads
+        )
+        of_added = kernel.fit(encoder.encode(more).vectors).score_samples(vectors)
+        # Densities add: (n + m) f' = n f + m g.
+        n, m = corpus.n, len(more)
+        total = np.logaddexp(log_density[plan.items] + np.log(n), of_added + np.log(m)) - np.log(n + m)
+        return scores.nats / scores.tokens, total
+
+    (loss_leak, density_leak), (loss_control, density_control) = after(added), after(placebos)
+    demo = Demo(
+        folder=folder,
+        report=report,
+        corpus=len(training),
+        packages=tuple(package for package in PACKAGES if package != UNTRAINED),
+        untrained_package=UNTRAINED,
+        bandwidth=float(table.primary["bandwidth"]),
+        trained=trained,
+        untrained=untrained,
+        leak=relate_leak(plan.arms, loss_leak - loss_control, density_leak - density_control, len(added)),
+        seconds=time.monotonic() - start,
+    )
+    (folder / "demo.json").write_text(json.dumps(demo.to_dict(), indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.txt").write_text(demo.summary() + "\n", encoding="utf-8")
+    return demo
+
+
+def _columns(table: pa.Table, ids: Sequence[str], *names: str) -> Floats:
+    """Columns of a table in the order of ids, shape (ids, names)."""
+    row = {identifier: number for number, identifier in enumerate(table["id"].to_pylist())}
+    order = [row[identifier] for identifier in ids]
+    return np.column_stack([table[name].to_numpy().astype(np.float64)[order] for name in names])
+
+
+def _write_texts(path: Path, found: Sequence[Paragraph]) -> None:
+    """Paragraphs as JSON lines (id, group, text)."""
+    with path.open("w", encoding="utf-8") as file:
+        for paragraph in found:
+            file.write(json.dumps(asdict(paragraph), ensure_ascii=False) + "\n")
 
 
 # --- design ---
@@ -416,8 +494,8 @@ def _summary(demo: Demo) -> str:
         "What this does not show",
         "   * That density says more than the nearest text does: the largest cosine alone adds"
         f" {trained.cosine:.2f},",
-        f"     log density then {trained.density_beyond_cosine:.3f}. The built-in encoder compares words, and",
-        "     documentation is full of near-copies. With a neural encoder the answer may differ.",
+        f"     log density then {trained.density_beyond_cosine:.3f}. The built-in encoder compares words,",
+        "     and documentation is full of near-copies. With a neural encoder the answer may differ.",
         "   * That a neural model would behave so: an n-gram model repeats what it read.",
         "   * A cause, in part 1: that is a correlation. Only part 2 changes the training text.",
         "",
