@@ -51,7 +51,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_every_command_exists_with_help_and_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     help_text = capsys.readouterr().out
-    assert f"lmd3 {name}" in help_text.split("Examples:")[1]
+    assert f"lmd3 {name}" in re.split("Examples?:", help_text)[1]
     for option in ("--json", "--quiet", "--debug"):
         assert option in help_text
 
@@ -216,6 +216,31 @@ def test_unwritable_outputs_are_refused(place: str, tmp_path: Path) -> None:
     with pytest.raises(errors.OutputError):
         _common.prepare_output(tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- texts and rows ---
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("a.jsonl", True), ("a.JSONL.gz", True), ("a.jsonl.zst", True), ("a.parquet", True), ("a.csv", True),
+        ("a.txt", True), ("a.npy", False), ("store/manifest.json", False), ("folder/part-0.jsonl", True),
+    ],
+)  # fmt: skip
+def test_texts_are_told_from_rows_by_name(name: str, texts: bool, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert _common.is_texts(path.parent if "/" in name else path) is texts
+
+
+def test_a_path_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.FileMissingError):
+        _common.is_texts(tmp_path / "nothing")
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(errors.FormatError, match="neither"):
+        _common.is_texts(tmp_path)
 
 
 # --- progress ---
