@@ -105,7 +105,11 @@ def create_encoder(
         MissingDependencyError: the package the encoder needs is not installed.
         ModelError: the model can't be loaded.
     """
-    for name, value in (("max_tokens", max_tokens), ("truncate_dim", truncate_dim), ("batch_size", batch_size)):
+    for name, value in (
+        ("max_tokens", max_tokens),
+        ("truncate_dim", truncate_dim),
+        ("batch_size", batch_size),
+    ):
         if value is not None and value < 1:
             raise ParameterError(f"{name} must be at least 1, not {value}")
     if not isinstance(model, str | Path):

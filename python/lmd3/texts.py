@@ -1,0 +1,635 @@
+"""Texts: JSONL, parquet, CSV and plain text, compressed or not, files and folders, as one stream with stable
+ids.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lmd3.errors import (
+    ColumnError,
+    DuplicateIdError,
+    FileMissingError,
+    FormatError,
+    ParameterError,
+    ShapeError,
+    TextFormatError,
+)
+
+__all__ = ["TextBatch", "Texts", "UniqueIds", "is_texts", "read_texts"]
+
+#: Name of the group of records that have none although a column of groups was asked for.
+NO_GROUP = "(none)"
+
+_LINES = (".jsonl", ".csv", ".txt")
+_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+_SUFFIXES = {kind + packed: (kind, codec) for kind in _LINES for packed, codec in _COMPRESSIONS.items()}
+_SUFFIXES[".parquet"] = (".parquet", None)
+
+#: Texts of one batch, and the characters after which it ends sooner.
+_BATCH, _BATCH_CHARACTERS = 4096, 1 << 24
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Some texts of the stream: `ids` and `texts` of equal length, and `groups` where a column of groups was
+    named.
+    """
+
+    ids: list[str]
+    texts: list[str]
+    groups: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _format(path: Path) -> tuple[str, str | None] | None:
+    """Kind and compression by a file's name; None for other files."""
+    name = path.name.lower()
+    return next((found for suffix, found in _SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def is_texts(path: str | Path) -> bool:
+    """Whether a path is texts by its name: a file of a known suffix, or a folder (not a store) that holds
+    such.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return not (path / "manifest.json").exists() and bool(_members(path))
+    return _format(path) is not None
+
+
+def _members(folder: Path) -> list[Path]:
+    """The text files of a folder and its subfolders in the order of their names; hidden ones are left out."""
+    found = (path for path in folder.rglob("*") if _format(path) is not None and path.is_file())
+    shown = (
+        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
+
+
+class UniqueIds:
+    """Proves that ids are unique at 8 bytes each: equal 64-bit hashes are looked up, the rest can't be
+    equal.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: list[NDArray[np.uint64]] = []
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Takes the next ids."""
+        if len(ids):
+            from pandas.util import hash_array
+
+            values = np.empty(len(ids), dtype=object)
+            values[:] = ids
+            self._hashes.append(hash_array(values, categorize=False))
+
+    def check(
+        self,
+        look_up: Callable[[list[int]], list[str]],
+        *,
+        file: str | None = None,
+        place: Callable[[int], tuple[str | None, int]] | None = None,
+    ) -> None:
+        """Refuses equal ids.
+
+        Args:
+            look_up: the ids of the given positions, which are sorted.
+            file: the file to name.
+            place: file and row of a position, for messages.
+
+        Raises:
+            DuplicateIdError: names the first id that occurs again, and both rows.
+        """
+        if not self._hashes:
+            return
+        hashes = np.concatenate(self._hashes)
+        ordered = np.sort(hashes)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not repeated.size:
+            return
+        suspects = np.flatnonzero(np.isin(hashes, repeated)).tolist()
+        seen: dict[str, int] = {}
+        for position, name in zip(suspects, look_up(suspects), strict=True):
+            if name in seen:
+                first_file, first = (file, seen[name]) if place is None else place(seen[name])
+                second_file, second = (file, position) if place is None else place(position)
+                other = "" if first_file == second_file else f" of {first_file}"
+                raise DuplicateIdError(
+                    f"the id {name!r} occurs twice: in row {first}{other} and in row {second}",
+                    file=second_file,
+                    row=second,
+                    remedy="make ids unique, or name another column of ids",
+                )
+            seen[name] = position
+
+
+class Texts:
+    """A stream of texts that can be read again and again: iterating gives `TextBatch`es in input order.
+
+    Made by `read_texts`. Empty texts (nothing but white space) are left out and counted; the ids of the
+    others stay as
+    they are: the record's id, or its row number in the whole input, counted from 0.
+
+    Attributes:
+        paths: the files in order; empty for texts in memory.
+        count: texts given by the last complete pass, or None.
+        empty: empty texts left out by the last complete pass, or None.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        text: str = "text",
+        id: str | None = None,
+        group: str | None = None,
+        records: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        self.paths = list(paths)
+        self.text, self.id, self.group = text, id, group
+        self.count: int | None = None
+        self.empty: int | None = None
+        self._records = records
+        self._fingerprint: str | None = None
+        self._proven = False
+
+    @classmethod
+    def from_lists(
+        cls, texts: Iterable[str], ids: Sequence[str] | None = None, groups: Sequence[str] | None = None
+    ) -> Texts:
+        """Texts in memory, with their ids and groups.
+
+        Raises:
+            ShapeError: lists of different lengths.
+        """
+        texts = list(texts)
+        columns: dict[str, Sequence[Any]] = {"text": texts}
+        for name, column in (("id", ids), ("group", groups)):
+            if column is not None:
+                if len(column) != len(texts):
+                    raise ShapeError(f"{len(column)} {name}s for {len(texts)} texts")
+                columns[name] = column
+        records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return cls(
+            [], id=None if ids is None else "id", group=None if groups is None else "group", records=records
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the files' bytes and of the columns read; reads the files once."""
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(digest_size=8)
+            digest.update(json.dumps([self.text, self.id, self.group]).encode())
+            for path in self.paths:
+                digest.update(b"\0" + str(path.stat().st_size).encode() + b"\0")
+                with path.open("rb") as file:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+            for record in self._records or ():
+                digest.update(json.dumps(record).encode() + b"\0")
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        """Reads the input once.
+
+        Raises:
+            FileMissingError, FormatError: a file that is not there or damaged.
+            TextFormatError: a broken line or bytes that are not UTF-8, with file and row.
+            ColumnError: a column that is missing or holds no text.
+            DuplicateIdError: an id that occurs twice, at the end of the first complete pass.
+        """
+        unique = None if self._proven else UniqueIds()
+        count = empty = characters = 0
+        items: list[_Item] = []
+
+        def batch() -> TextBatch:
+            ids = [item.id for item in items]
+            if unique is not None and items[0].own_id:
+                unique.add(ids)
+            groups = None if self.group is None else [item.group for item in items]
+            return TextBatch(ids, [item.text for item in items], groups)
+
+        for item in self._items():
+            if item.empty:
+                empty += 1
+                continue
+            items.append(item)
+            count += 1
+            characters += len(item.text)
+            if len(items) >= _BATCH or characters >= _BATCH_CHARACTERS:
+                yield batch()
+                items, characters = [], 0
+        if items:
+            yield batch()
+        if unique is not None:
+            self._prove(unique)
+            self._proven = True
+        self.count, self.empty = count, empty
+
+    def _prove(self, unique: UniqueIds) -> None:
+        found: list[_Item] = []
+
+        def look_up(positions: list[int]) -> list[str]:
+            wanted = set(positions)
+            kept = (item for item in self._items() if not item.empty)
+            found.extend(item for position, item in enumerate(kept) if position in wanted)
+            places.update(zip(positions, found, strict=True))
+            return [item.id for item in found]
+
+        places: dict[int, _Item] = {}
+        unique.check(look_up, place=lambda position: (places[position].file, places[position].row))
+
+    def _items(self) -> Iterator[_Item]:
+        """Every record, the empty ones too."""
+        own_ids = self.id is not None
+        offset = 0
+        for number, source in enumerate(self._sources()):
+            if number == 0 and self.id is None:
+                # Decided once for the whole input, by the columns of its first file.
+                own_ids = "id" in source.columns()
+            wanted = [self.text]
+            if own_ids:
+                wanted.append(self.id or "id")
+            if self.group is not None:
+                wanted.append(self.group)
+            rows = 0
+            for row, values in source.records(list(dict.fromkeys(wanted))):
+                rows = row + 1
+                text = _text(values.get(self.text), self.text, source.file, row)
+                empty = not text or text.isspace()
+                name = str(offset + row)
+                if own_ids and not empty:
+                    name = _id(values.get(self.id or "id"), self.id or "id", source.file, row)
+                group = NO_GROUP
+                if self.group is not None and not empty:
+                    group = _group(values.get(self.group), self.group, source.file, row)
+                yield _Item(name, text, group, empty, own_ids, source.file, row)
+            offset += rows
+
+    def _sources(self) -> Iterator[_Source]:
+        if self._records is not None:
+            yield _Memory(self._records)
+        for path in self.paths:
+            found = _format(path)
+            assert found is not None
+            kind, codec = found
+            match kind:
+                case ".jsonl":
+                    yield _JsonLines(path, codec)
+                case ".csv":
+                    yield _Csv(path, codec)
+                case ".txt":
+                    yield _Lines(path, codec, self.text)
+                case _:
+                    yield _Parquet(path)
+
+
+class _Item(NamedTuple):
+    id: str
+    text: str
+    group: str
+    empty: bool
+    own_id: bool
+    file: str | None
+    row: int
+
+
+class _Source(Protocol):
+    """One file of texts."""
+
+    @property
+    def file(self) -> str | None:
+        """Its path; None in memory."""
+
+    def columns(self) -> Sequence[str]:
+        """Its columns (of JSON: the keys of the first record)."""
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Row, counted from 0, and the wanted values of every record."""
+
+
+class _Memory:
+    """Records in memory."""
+
+    file = None
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        self._records = records
+
+    def columns(self) -> Sequence[str]:
+        return list(self._records[0]) if self._records else []
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        return enumerate(self._records)
+
+
+class _Lines:
+    """Plain text: one text per line."""
+
+    def __init__(self, path: Path, codec: str | None, name: str) -> None:
+        self.file = str(path)
+        self._path, self._codec, self._name = path, codec, name
+
+    def columns(self) -> Sequence[str]:
+        return [self._name]
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        _require(wanted, [self._name], self.file)
+        for row, line in enumerate(_text_lines(self._path, self._codec)):
+            yield row, {self._name: line}
+
+
+class _JsonLines:
+    """One JSON object per line. Blank lines count as rows, so that a row is always its line."""
+
+    def __init__(self, path: Path, codec: str | None) -> None:
+        self.file = str(path)
+        self._path, self._codec = path, codec
+
+    def columns(self) -> Sequence[str]:
+        return next((list(value) for _, value in self._parsed()), [])
+
+    def _parsed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for row, line in enumerate(_text_lines(self._path, self._codec)):
+            if not line or line.isspace():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "") or _first_line(error)
+                raise TextFormatError(
+                    f"line {row + 1} is not JSON: {reason}", file=self.file, row=row
+                ) from None
+            if not isinstance(value, dict):
+                raise TextFormatError(f"line {row + 1} is not a JSON object", file=self.file, row=row)
+            yield row, value
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for row, value in self._parsed():
+            record = {}
+            for name in wanted:
+                found = _member(value, name)
+                if found is _ABSENT:
+                    _require([name], list(value), self.file, row)
+                record[name] = found
+            yield row, record
+
+
+_ABSENT = object()
+
+
+def _member(value: dict[str, Any], name: str) -> Any:
+    """A member of an object; `a.b` is the member b of a where there is no member of that whole name."""
+    if name in value or "." not in name:
+        return value.get(name, _ABSENT)
+    first, rest = name.split(".", 1)
+    inner = value.get(first)
+    return _member(inner, rest) if isinstance(inner, dict) else _ABSENT
+
+
+class _Csv:
+    """Comma-separated values with a header."""
+
+    def __init__(self, path: Path, codec: str | None) -> None:
+        self.file = str(path)
+        self._path, self._codec = path, codec
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Line and fields of every record, the header first."""
+        # Python's limit of 128 KB to a field is below the length of real texts.
+        csv.field_size_limit(2**31 - 1)
+        lines = (line + "\n" for line in _text_lines(self._path, self._codec))
+        reader = csv.reader(lines, strict=True)
+        try:
+            for fields in reader:
+                if fields:
+                    yield reader.line_num, fields
+        except csv.Error as error:
+            raise TextFormatError(
+                f"line {reader.line_num} is not CSV: {error}", file=self.file, row=max(reader.line_num - 2, 0)
+            ) from None
+
+    def columns(self) -> Sequence[str]:
+        return next((fields for _, fields in self._rows()), [])
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = self._rows()
+        _, header = next(rows, (0, []))
+        _require(wanted, header, self.file)
+        for name in wanted:
+            if header.count(name) > 1:
+                raise ColumnError(f"the column {name!r} occurs twice in the header", file=self.file)
+        places = {name: header.index(name) for name in wanted}
+        for row, (line, fields) in enumerate(rows):
+            if len(fields) != len(header):
+                raise TextFormatError(
+                    f"{len(fields)} fields in a table of {len(header)} columns (it ends on line {line})",
+                    file=self.file,
+                    row=row,
+                )
+            yield row, {name: fields[place] for name, place in places.items()}
+
+
+class _Parquet:
+    """A parquet file, read by row group."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = str(path)
+        self._path = path
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        with _readable(self._path):
+            try:
+                with pq.ParquetFile(self._path) as file:
+                    yield file
+            except pa.ArrowException as error:
+                raise FormatError(
+                    f"not a readable parquet file: {_first_line(error)}", file=self.file
+                ) from None
+
+    def columns(self) -> Sequence[str]:
+        with self._open() as file:
+            return list(file.schema_arrow.names)
+
+    def records(self, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._open() as file:
+            _require(wanted, list(file.schema_arrow.names), self.file)
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                columns = [batch.column(name).to_pylist() for name in wanted]
+                for values in zip(*columns, strict=True):
+                    yield row, dict(zip(wanted, values, strict=True))
+                    row += 1
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", 1)[0].strip().rstrip(".") or type(error).__name__
+
+
+def _require(wanted: Iterable[str], columns: Sequence[str], file: str | None, row: int | None = None) -> None:
+    for name in wanted:
+        if name not in columns:
+            present = ", ".join(repr(column) for column in columns) or "no columns"
+            raise ColumnError(f"no column {name!r}; there are {present}", file=file, row=row)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what the operating system and the decompressors say into the errors of lmd3."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileMissingError("no such file", file=str(path)) from None
+    except PermissionError:
+        raise FileMissingError("not readable", file=str(path), remedy="check its permissions") from None
+    except OSError as error:
+        raise FormatError(f"can't be read: {_first_line(error)}", file=str(path)) from None
+
+
+def _byte_lines(path: Path, codec: str | None) -> Iterator[bytes]:
+    """The lines of a file without their ends, decompressed as they are read."""
+    with contextlib.ExitStack() as stack:
+        with _readable(path):
+            stream = stack.enter_context(pa.OSFile(str(path)))
+            if codec is not None:
+                stream = stack.enter_context(pa.CompressedInputStream(stream, codec))
+        pending: list[bytes] = []
+        while True:
+            with _readable(path):
+                block = stream.read(_BLOCK)
+            if not block:
+                break
+            first, *others = block.split(b"\n")
+            pending.append(first)
+            if others:
+                yield b"".join(pending)
+                yield from others[:-1]
+                pending = [others[-1]]
+        if last := b"".join(pending):
+            yield last
+
+
+def _text_lines(path: Path, codec: str | None) -> Iterator[str]:
+    for row, line in enumerate(_byte_lines(path, codec)):
+        if row == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise TextFormatError(
+                f"byte {error.start + 1} of line {row + 1} is not UTF-8", file=str(path), row=row
+            ) from None
+
+
+def _string(value: str, name: str, file: str | None, row: int) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise TextFormatError(
+                f"{name!r} holds half of a surrogate pair, which is no character", file=file, row=row
+            ) from None
+    return value
+
+
+def _text(value: Any, name: str, file: str | None, row: int) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ColumnError(f"{name!r} is not text but {_type(value)}", file=file, row=row)
+    return _string(value, name, file, row)
+
+
+def _id(value: Any, name: str, file: str | None, row: int) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ColumnError(
+            f"the id {name!r} is neither text nor an integer but {_type(value)}", file=file, row=row
+        )
+    if not value:
+        raise ColumnError(f"the id {name!r} is empty", file=file, row=row)
+    return _string(value, name, file, row)
+
+
+def _group(value: Any, name: str, file: str | None, row: int) -> str:
+    if value is None or value == "":
+        return NO_GROUP
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ColumnError(
+            f"the group {name!r} is neither text nor an integer but {_type(value)}", file=file, row=row
+        )
+    return _string(value, name, file, row)
+
+
+def _type(value: Any) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
+
+
+def read_texts(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    text: str = "text",
+    id: str | None = None,
+    group: str | None = None,
+) -> Texts:
+    """Texts from files and folders, as one stream in the order given (folders: by name).
+
+    Formats by name: `.jsonl`, `.csv` (with a header), `.txt` (one text per line), each also with `.gz` or
+    `.zst`, and `.parquet`.
+
+    Args:
+        paths: one path or several.
+        text: column of the text; in JSON, `a.b` is the member b of the member a. Plain text has this one
+            column.
+        id: column of the id; None: the column "id" if the first file has one, else the row number in the
+            whole input.
+        group: column of the group (source, domain); None: no groups. Records without one are in the group
+            "(none)".
+
+    Raises:
+        FileMissingError: a path that is not there.
+        FormatError: a file of another kind, or a folder without texts.
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not given:
+        raise ParameterError("no files of texts are named")
+    files: list[Path] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            members = _members(path)
+            if not members:
+                raise FormatError("a folder without texts", file=str(path), remedy=_KNOWN)
+            files += members
+        elif not path.exists():
+            raise FileMissingError("no such file or folder", file=str(path))
+        elif _format(path) is None:
+            raise FormatError("not a kind of texts known by its name", file=str(path), remedy=_KNOWN)
+        else:
+            files.append(path)
+    return Texts(files, text=text, id=id, group=group)
+
+
+_KNOWN = "texts are .jsonl, .csv, .txt (also .gz, .zst) or .parquet"
