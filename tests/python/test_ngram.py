@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from lmd3.errors import ParameterError, ShapeError
 from lmd3.performance import OUTCOME_SCHEMA, from_model
 from lmd3.performance.ngram import NgramModel
+from lmd3.texts import Texts
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -21,13 +21,6 @@ TEXTS = [
     "A cat and a dog sat.",
     "On the mat sat a cat, and on the log a dog.",
 ] * 2 + ["The mat is red.", "The log is wet; the cat is not."]
-
-
-@dataclass
-class Batch:
-    ids: list[str]
-    texts: list[str]
-    groups: list[str] | None
 
 
 def tokens(text: str) -> list[str]:
@@ -139,8 +132,8 @@ def test_misuse_is_refused() -> None:
 
 
 def test_outcome_table() -> None:
-    batches = [Batch(["a", "b"], TEXTS[:2], ["g", "h"]), Batch(["c"], ["unicorns"], ["g"])]
-    table = from_model(batches, "ngram", train=TEXTS, prompts={"b": "A cat."})
+    texts = Texts.from_lists([*TEXTS[:2], "unicorns"], ids=["a", "b", "c"], groups=["g", "h", "g"])
+    table = from_model(texts, "ngram", train=TEXTS, prompts={"b": "A cat."})
     assert table.schema.equals(OUTCOME_SCHEMA)
     assert table["id"].to_pylist() == ["a", "a", "b", "b", "c", "c"]
     assert table["outcome"].to_pylist() == ["nats_per_token", "nats_per_byte"] * 3
@@ -155,6 +148,6 @@ def test_outcome_table() -> None:
 
 def test_training_texts_are_asked_for_and_refused_by_others() -> None:
     with pytest.raises(ParameterError, match="no training texts"):
-        from_model([], "ngram")
+        from_model(Texts.from_lists(["a"]), "ngram")
     with pytest.raises(ParameterError, match="n-gram model only"):
-        from_model([], "gpt2", train=TEXTS)
+        from_model(Texts.from_lists(["a"]), "gpt2", train=TEXTS)

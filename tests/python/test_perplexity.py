@@ -12,10 +12,9 @@ from lmd3.errors import ModelError, ShapeError
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'lmd3[encode]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_ngram import Batch  # noqa: E402
-
 from lmd3.performance import from_model  # noqa: E402
 from lmd3.performance.perplexity import CausalModel  # noqa: E402
+from lmd3.texts import Texts  # noqa: E402
 
 CONTEXT = 24
 TEXTS = [
@@ -130,7 +129,7 @@ def test_a_smaller_context_can_be_asked_for(folder: Path) -> None:
 
 
 def test_outcome_table_leaves_out_what_cannot_be_scored(folder: Path, loaded) -> None:  # type: ignore[no-untyped-def]
-    table = from_model([Batch(["a", "b"], ["x", "The cat"], None)], folder)
+    table = from_model(Texts.from_lists(["x", "The cat"], ids=["a", "b"]), folder)
     expected = ["a", "a", "b", "b"] if loaded[0].bos_token_id is not None else ["b", "b"]
     assert table["id"].to_pylist() == expected
     assert np.isfinite(table["value"].to_numpy()).all()

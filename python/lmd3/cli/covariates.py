@@ -38,7 +38,7 @@ def covariates(
     started = time.monotonic()
     _write.prepare_table(out, force)
     store = open_store(corpus)
-    if _is_texts(queries):
+    if _common.is_texts(queries):
         from lmd3.encoders.run import encode_queries
         from lmd3.texts import read_texts
 
@@ -61,11 +61,3 @@ def covariates(
     if facts.get("queries_without_tokens"):
         _common.notice(f"{facts['queries_without_tokens']:,} queries have no words: their length is null")
     _common.emit({"out": out, "queries": table.num_rows, "missing": facts["missing"]})
-
-
-def _is_texts(path: Path) -> bool:
-    """Whether a path names texts rather than rows, by its name: see the manners of the command line."""
-    if path.is_dir():
-        return not (path / "manifest.json").exists()
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    return name.endswith((".jsonl", ".parquet", ".csv", ".txt"))

@@ -86,7 +86,7 @@ def from_model(
     """Mean negative log-likelihood of each text, per token and per byte.
 
     Args:
-        texts: what to score, from `lmd3.read_texts`.
+        texts: what to score, from `lmd3.read_texts`; read twice, to be proven sound before the work.
         model: "ngram" (trained on `train`), the name or folder of a causal language model, or a model.
         train: the texts that the n-gram model is trained on.
         prompts: by id, what comes before a text: the text's likelihood given the prompt is taken. Ids without
@@ -102,10 +102,14 @@ def from_model(
         ParameterError: no training texts for the n-gram model, or some for another.
         MissingDependencyError, ModelError: torch or transformers is missing, or the model can't be loaded.
     """
+    if texts.count is None:
+        # A broken record or an id that occurs twice is found before the work, not hours later.
+        for _ in texts:
+            pass
     scorer = _model(model, train)
     parts: list[pa.Table] = []
     counts = dict.fromkeys(("texts", "tokens", "unknown", "truncated", "prompts_truncated", "unscored"), 0)
-    with (progress or silent)("scoring", None, "texts") as bar:
+    with (progress or silent)("scoring", texts.count, "texts") as bar:
         for batch in texts:
             for start in range(0, len(batch.texts), _BATCH):
                 part = slice(start, start + _BATCH)
