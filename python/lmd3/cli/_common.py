@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from lmd3 import progress as _progress
-from lmd3.errors import FileMissingError, FormatError, OutputError
+from lmd3.errors import FileMissingError, OutputError
 
 #: Exit statuses.
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -223,30 +223,12 @@ def existing(path: str | Path) -> Path:
     return path
 
 
-_TEXTS = (".jsonl", ".parquet", ".csv", ".txt")
-
-
 def is_texts(path: str | Path) -> bool:
     """Whether a path names texts (a text file, or a folder of such) rather than rows (a store, bare vectors).
 
     Raises:
         FileMissingError: there is nothing.
-        FormatError: a folder that is neither.
     """
-    path = existing(path)
+    from lmd3 import texts
 
-    def named(name: str) -> bool:
-        name = name.lower()
-        return name.removesuffix(".gz").removesuffix(".zst").endswith(_TEXTS)
-
-    if not path.is_dir():
-        return named(path.name)
-    if (path / "manifest.json").exists():
-        return False
-    if any(named(entry.name) for entry in path.iterdir()):
-        return True
-    raise FormatError(
-        "neither a store nor a folder of texts",
-        file=str(path),
-        remedy="a store has a manifest.json; texts end in .jsonl[.gz|.zst], .parquet, .csv or .txt",
-    )
+    return texts.is_texts(existing(path))

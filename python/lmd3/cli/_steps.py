@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmd3.cli._common import notice
-from lmd3.errors import FormatError, OutputError
+from lmd3.errors import FormatError, InputError, OutputError
 
 #: The file that says which steps are done, and with which settings.
 RECORD = "study.json"
@@ -83,8 +83,22 @@ class Steps:
         return [step.name for step in self.steps if step.name in self._waiting]
 
     def run(self) -> list[str]:
-        """Does what is not done yet, records every step that has finished, and returns the names of these."""
+        """Does what is not done yet, records every step that has finished, and returns the names of these.
+
+        Where the first step refuses its input, no trace of the job is left.
+        """
+        is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._work()
+        except InputError:
+            if is_new and {path.name for path in self.folder.iterdir()} == {RECORD}:
+                (self.folder / RECORD).unlink()
+                self.folder.rmdir()
+            raise
+        return self.waiting
+
+    def _work(self) -> None:
         for step in self.steps:
             if step.name not in self._waiting:
                 notice(f"{step.name}: done before ({step.result})")
@@ -94,7 +108,6 @@ class Steps:
             self._note(step, done=False)
             step.work()
             self._note(step, done=True)
-        return self.waiting
 
     def _note(self, step: Step, *, done: bool) -> None:
         self._record[step.name] = {"settings": _plain(step.settings), "done": done}

@@ -1,0 +1,305 @@
+"""`lmd3 study`: the whole job in one command, from texts or vectors to a report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmd3.cli._common import (
+    BandwidthOption,
+    ForceOption,
+    GroupOption,
+    IdOption,
+    KernelOption,
+    OutcomeIdOption,
+    OutcomeValueOption,
+    OutOption,
+    SeedOption,
+    TextOption,
+    ThreadsOption,
+    emit,
+    existing,
+    is_texts,
+    notice,
+    prepare_output,
+    progress,
+)
+from lmd3.cli._steps import Step, Steps, fingerprint
+from lmd3.errors import ParameterError
+
+if TYPE_CHECKING:
+    from lmd3.store import Store
+    from lmd3.texts import Texts
+
+
+def _column_of(side: str, what: str) -> Any:
+    return typer.Option(f"--{side}-{what}", metavar="COL", help=f"--{what} of the {side} only.")
+
+
+CorpusText = Annotated[str | None, _column_of("corpus", "text")]
+CorpusId = Annotated[str | None, _column_of("corpus", "id")]
+CorpusGroup = Annotated[str | None, _column_of("corpus", "group")]
+QueryText = Annotated[str | None, _column_of("query", "text")]
+QueryId = Annotated[str | None, _column_of("query", "id")]
+QueryGroup = Annotated[str | None, _column_of("query", "group")]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The corpus or the queries: texts that are encoded into `rows`, or rows that are there already."""
+
+    source: Path
+    is_texts: bool
+    columns: dict[str, str | None]
+    rows: Path
+
+    @classmethod
+    def of(cls, source: Path, encoded: Path, **columns: str | None) -> _Side:
+        """The side of a source; `encoded` is where its texts' vectors go."""
+        texts = is_texts(source)
+        return cls(source, texts, columns, encoded if texts else source)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from another."""
+        return {"source": fingerprint(self.source)} | (self.columns if self.is_texts else {})
+
+    def texts(self) -> Texts:
+        """Its texts, as a stream that can be read again."""
+        from lmd3.texts import read_texts
+
+        columns = self.columns
+        return read_texts(
+            self.source, text=columns["text"] or "text", id=columns["id"], group=columns["group"]
+        )
+
+    def open(self) -> Store:
+        """Its rows."""
+        from lmd3.store import open_store
+
+        return open_store(self.rows)
+
+
+def study(
+    corpus: Annotated[Path, typer.Option("--corpus", help="The training texts, or a store of them.")],
+    queries: Annotated[Path, typer.Option("--queries", help="The test texts, or rows of them.")],
+    outcomes: Annotated[
+        str,
+        typer.Option(
+            "--outcomes", help="A table (id, value), or perplexity:MODEL (ngram, a name or a folder)."
+        ),
+    ],
+    out: OutOption,
+    model: Annotated[
+        str, typer.Option("--model", help="hashing, or a sentence-transformers name or folder.")
+    ] = ("hashing"),
+    text: TextOption = "text",
+    id: IdOption = None,
+    group: GroupOption = None,
+    corpus_text: CorpusText = None,
+    corpus_id: CorpusId = None,
+    corpus_group: CorpusGroup = None,
+    query_text: QueryText = None,
+    query_id: QueryId = None,
+    query_group: QueryGroup = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Put before every text.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Tokens read of each text.")
+    ] = None,
+    truncate_dim: Annotated[
+        int | None, typer.Option("--truncate-dim", min=1, help="Keep the first dimensions only.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Texts per pass of a neural encoder.")
+    ] = None,
+    kernel: KernelOption = None,
+    bandwidth: BandwidthOption = None,
+    neighbors: Annotated[int, typer.Option("--neighbors", min=0, help="Nearest texts listed.")] = 10,
+    by_group: Annotated[bool, typer.Option("--by-group", help="Densities under each group too.")] = False,
+    exclude_self: Annotated[
+        bool, typer.Option("--exclude-self", help="Leave a query's own row out of its density.")
+    ] = False,
+    exclude_within: Annotated[
+        float, typer.Option("--exclude-within", min=0, metavar="R", help="Leave rows nearer than R out.")
+    ] = 0.0,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Subtract the kernel's normalising constant.")
+    ] = False,
+    outcome_id: OutcomeIdOption = None,
+    outcome_value: OutcomeValueOption = None,
+    outcome: Annotated[
+        str | None, typer.Option("--outcome", metavar="NAME", help="Which outcome, where there are several.")
+    ] = None,
+    predictor: Annotated[str, typer.Option("--predictor", help="What is related.")] = "log_density",
+    controls: Annotated[
+        str, typer.Option("--controls", help="default, none, or names of covariates (a,b).")
+    ] = "default",
+    covariates: Annotated[
+        Path | None, typer.Option("--covariates", help="A table of covariates of your own.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="COL", help="Standard errors clustered by this column.")
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option("--within", metavar="COL", help="Compare within the groups of this column.")
+    ] = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+) -> None:
+    """The whole job: encode what is text, density, covariates, analysis, report.
+
+    Every step whose result is in the folder already, with the same settings, is skipped; so the same
+    command continues an interrupted study.
+
+    \b
+    Examples:
+      lmd3 study --corpus train.jsonl --queries test.jsonl --outcomes results.jsonl -o study
+      lmd3 study --corpus train.jsonl --queries test.jsonl --outcomes perplexity:ngram -o study
+      lmd3 study --corpus train.jsonl --queries test.jsonl --text question --outcomes results.jsonl \\
+        --outcome-id doc_id --outcome-value correct --bandwidth .2 --controls none -o study
+    """
+    import pyarrow.parquet as pq
+
+    import lmd3
+    from lmd3.bandwidth import DEFAULT_RULES
+    from lmd3.encoders import restore_encoder
+    from lmd3.results import DensityTable
+
+    prepare_output(out, force=True)
+    train = _Side.of(
+        corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
+    )
+    test = _Side.of(
+        queries, out / "queries.lmd3", text=query_text or text, id=query_id or id, group=query_group or group
+    )
+    scorer = outcomes.removeprefix("perplexity:") if outcomes.startswith("perplexity:") else None
+    encoding = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "truncate_dim": truncate_dim,
+        "batch_size": batch_size,
+        "dtype": dtype,
+    }
+    estimating = {
+        "kernel": kernel or ["exponential"],
+        "bandwidth": bandwidth or list(DEFAULT_RULES),
+        "seed": seed,
+    }
+    scanning = {
+        "neighbors": neighbors,
+        "by_group": by_group,
+        "normalize": normalize,
+        "exclude_self": exclude_self,
+        "exclude_within": exclude_within,
+    }
+    relating = {
+        "outcome_name": outcome or ("nats_per_token" if scorer else None),
+        "predictor": predictor,
+        "controls": controls if controls in ("default", "none") else controls.split(","),
+        "cluster": cluster,
+        "within": within,
+        "seed": seed,
+    }
+    score_file, covariates_file = out / "outcomes.parquet", out / "covariates.parquet"
+    described = covariates is None and controls != "none"
+
+    def encode_corpus() -> None:
+        lmd3.encode(train.texts(), **encoding, out=train.rows, force=True, progress=progress)
+
+    def encode_queries() -> None:
+        store = train.open()
+        if store.encoder is None:
+            raise ParameterError(
+                "the corpus is bare vectors: nothing says how to encode the queries",
+                file=str(corpus),
+                remedy="give the queries as vectors too, or the corpus as texts",
+            )
+        encoder = restore_encoder(store.encoder, store.path or Path())
+        lmd3.encode(test.texts(), encoder, dtype="float32", out=test.rows, force=True, progress=progress)
+
+    def sum_kernels() -> None:
+        estimator = lmd3.KernelDensity(**estimating, threads=threads).fit(train.open())
+        table = estimator.density(test.open(), **scanning, progress=progress)
+        for line in table.run.get("notices", []):
+            notice(line)
+        table.save(out / "density")
+
+    def score() -> None:
+        if scorer is None:
+            table = lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value)
+        else:
+            words = (text for batch in train.texts() for text in batch.texts) if scorer == "ngram" else None
+            table = lmd3.performance.from_model(test.texts(), scorer, train=words, progress=progress)
+        pq.write_table(table, score_file)
+
+    def measure_controls() -> None:
+        table = lmd3.compute_covariates(train.open(), test.open(), progress=progress)
+        pq.write_table(table, covariates_file)
+
+    def relate() -> None:
+        beside = covariates or (covariates_file if described else None)
+        result = lmd3.analysis.regress(
+            pq.read_table(score_file), DensityTable.load(out / "density"), covariates=beside, **relating
+        )
+        result.save(out / "analysis")
+
+    def write_page() -> None:
+        lmd3.write_report(out / "analysis", out / "report.html")
+
+    scored = (
+        {"model": scorer, "queries": test.settings, "corpus": train.settings if scorer == "ngram" else None}
+        if scorer
+        else {"table": fingerprint(existing(outcomes)), "id": outcome_id, "value": outcome_value}
+    )
+    own_covariates = None if covariates is None else fingerprint(existing(covariates))
+    steps = [
+        Step("corpus", "corpus.lmd3", train.settings | encoding, encode_corpus),
+        Step("queries", "queries.lmd3", test.settings, encode_queries, ("corpus",)),
+        Step(
+            "density",
+            "density/run.json",
+            {"corpus": train.settings, "queries": test.settings, **estimating, **scanning},
+            sum_kernels,
+            ("corpus", "queries"),
+        ),
+        Step("outcomes", score_file.name, scored, score),
+        Step("covariates", covariates_file.name, {}, measure_controls, ("corpus", "queries")),
+        Step(
+            "analysis",
+            "analysis/summary.json",
+            relating | {"covariates": own_covariates or described},
+            relate,
+            ("density", "outcomes", "covariates"),
+        ),
+        Step("report", "report.html", {}, write_page, ("analysis",)),
+    ]
+    left_out = {
+        "corpus": not train.is_texts,
+        "queries": not test.is_texts,
+        "covariates": not described,
+    }
+    if scorer and not test.is_texts:
+        raise ParameterError("--outcomes perplexity:MODEL needs the texts of the queries", file=str(queries))
+    if scorer == "ngram" and not train.is_texts:
+        raise ParameterError("perplexity:ngram trains on the texts of the corpus", file=str(corpus))
+    if test.is_texts and not train.is_texts:
+        train.open()
+    job = Steps(out, [step for step in steps if not left_out.get(step.name)], force=force)
+    if scorer is None:
+        lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value, outcome=outcome)
+    done = job.run()
+    facts = json.loads((out / "analysis" / "summary.json").read_text(encoding="utf-8"))
+    answer = facts["answer"]
+    emit(
+        {"out": out, "report": out / "report.html", "steps_done": done, "summary": facts},
+        text="\n".join(
+            [*([answer] if isinstance(answer, str) else answer), "", f"Report: {out / 'report.html'}"]
+        ),
+    )
