@@ -456,8 +456,10 @@ class StoreWriter:
         self._shard_rows = shard_rows
         self._force = force
         check_replaceable(self.path, force)
+        parents = self.path.absolute().parents
+        self._made = [parent for parent in parents if not parent.exists()]
         try:
-            self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            parents[0].mkdir(parents=True, exist_ok=True)
             # Beside the result, so that the last step is a rename.
             self._folder = Path(
                 tempfile.mkdtemp(
@@ -703,6 +705,10 @@ class StoreWriter:
                 self._documents.close()
         self._shard = self._documents = None
         shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Not where something else, or the finished store, is in them by now.
+            for parent in self._made:
+                parent.rmdir()
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

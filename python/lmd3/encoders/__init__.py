@@ -1,6 +1,7 @@
 """Encoders: texts to vectors of unit norm, behind one small protocol.
 
-Nothing heavy is imported here; `create_encoder` and `restore_encoder` load the module of the encoder asked for.
+Nothing heavy is imported here; `create_encoder` and `restore_encoder` load the module of the encoder asked
+for.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class EncodedBatch:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns texts into vectors of unit norm; the same text gives the same vector wherever it stands in the input.
+    """Turns texts into vectors of unit norm. The same text gives the same vector wherever it stands in the
+    input, up to the rounding of float32.
 
     A class that implements it also has `restore(description, folder)`, the inverse of `describe` and
     `save_state`, where its stores are to encode queries later.
@@ -56,13 +58,17 @@ class Encoder(Protocol):
     def describe(self) -> dict[str, Any]:
         """The settings as JSON values, recorded in the store's manifest.
 
-        Keys: `kind` ("hashing" or "sentence-transformers"), `model`, `revision`, `prompt`, `max_tokens`, `dim`,
+        Keys: `kind` ("hashing" or "sentence-transformers"), `model`, `revision`, `prompt`, `max_tokens`,
+            `dim`,
         `fingerprint` (hex; equal exactly where the vectors are: it covers settings, weights or fitted state),
-        `state_file` (name of the file that `save_state` writes; only where there is one), and the encoder's own.
+        `state_file` (name of the file that `save_state` writes; only where there is one), and the encoder's
+        own.
         """
 
     def fit(self, texts: Iterable[str]) -> None:
-        """Learns from the texts of a corpus, once. Does nothing, and reads nothing, for models trained elsewhere."""
+        """Learns from the texts of a corpus, once. Does nothing, and reads nothing, for models trained
+        elsewhere.
+        """
 
     def encode(self, texts: Sequence[str]) -> EncodedBatch:
         """The vectors of texts, in their order.
@@ -93,10 +99,11 @@ def create_encoder(
     """The encoder of a name.
 
     Args:
-        model: "hashing" (built in), the name or folder of a sentence-transformers model, or an encoder, which is
-            returned as it is.
+        model: "hashing" (built in), the name or folder of a sentence-transformers model, or an encoder,
+            which is returned as it is.
         prompt: put before every text (neural encoders only).
-        max_tokens: tokens read of each text; the rest is cut off and counted. None: what the model reads.
+        max_tokens: tokens read of each text; the rest is cut off and the text counted. None: what the model
+            reads.
         truncate_dim: keep the first dimensions only and normalise again. For "hashing": the dimensions.
         batch_size: texts per forward pass of a neural encoder; None: its default.
 
@@ -123,20 +130,24 @@ def create_encoder(
 
         settings = {} if truncate_dim is None else {"dim": truncate_dim}
         return HashingEncoder(**settings, max_tokens=max_tokens)
-    from lmd3.encoders.sentence_transformers import SentenceTransformerEncoder
+    from lmd3.encoders.sentence_transformers import BATCH_SIZE, SentenceTransformerEncoder
 
-    options = {} if batch_size is None else {"batch_size": batch_size}
     return SentenceTransformerEncoder(
-        str(model), prompt=prompt, max_tokens=max_tokens, truncate_dim=truncate_dim, **options
+        str(model),
+        prompt=prompt,
+        max_tokens=max_tokens,
+        truncate_dim=truncate_dim,
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
     )
 
 
-def restore_encoder(description: Mapping[str, Any], folder: Path) -> Encoder:
+def restore_encoder(description: Mapping[str, Any], folder: Path, model: str | None = None) -> Encoder:
     """The encoder that a store was written with, its fitted state included.
 
     Args:
         description: what `describe` gave, as the manifest keeps it.
         folder: where `save_state` wrote: the store's folder.
+        model: where the weights of a neural encoder are now, if not where the description says.
 
     Raises:
         ModelError: an unknown kind of encoder, or one that is no longer the same (its fingerprint differs).
@@ -150,16 +161,16 @@ def restore_encoder(description: Mapping[str, Any], folder: Path) -> Encoder:
         case "sentence-transformers":
             from lmd3.encoders.sentence_transformers import SentenceTransformerEncoder
 
-            encoder = SentenceTransformerEncoder.restore(description, folder)
+            encoder = SentenceTransformerEncoder.restore(description, folder, model)
         case kind:
             raise ModelError(
-                f"the store was written by an encoder of kind {kind!r}, which can't be rebuilt from its manifest",
+                f"an encoder of kind {kind!r} can't be rebuilt from the store's manifest",
                 file=str(folder),
                 remedy="encode the queries with the same encoder and give their vectors",
             )
     if encoder.describe()["fingerprint"] != description.get("fingerprint"):
         raise ModelError(
-            f"the encoder {encoder.name!r} is not the one the store was written with: its fingerprint differs",
+            f"{encoder.name!r} is not the encoder the store was written with: its fingerprint differs",
             file=str(folder),
             remedy="use the model's revision recorded in the manifest, or encode the corpus again",
         )

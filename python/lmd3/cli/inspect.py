@@ -1,0 +1,107 @@
+"""`lmd3 inspect`: what a store, bare vectors or texts hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lmd3.cli._common import emit, existing
+
+
+def inspect(
+    store: str = typer.Argument(metavar="STORE", help="A store, or bare vectors (.npy)."),
+    rows: int = typer.Option(3, "--rows", min=0, help="First rows to show."),
+) -> None:
+    """Says what a store holds: size, element type, encoder, groups, counts, first rows.
+
+    \b
+    Examples:
+      lmd3 inspect corpus.lmd3
+      lmd3 inspect vectors.npy --json
+    """
+    import numpy as np
+
+    import lmd3
+
+    path = existing(store)
+    opened = lmd3.open_store(path)
+    manifest = opened.manifest
+    shown = opened.documents(np.arange(min(rows, opened.n)), ("id", "group", "text")).to_pylist()
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "kind": f"store, version {manifest['version']}" if manifest else "bare vectors",
+        "rows": opened.n,
+        "dimensions": opened.d,
+        "dtype": opened.dtype,
+        "bytes": _size(path),
+        "shards": len(manifest.get("shards", [])) or 1,
+        "opened_by": "memory map, without a copy",
+        "normalised": opened.normalised,
+        "ids": manifest.get("ids", "rows"),
+        "texts": opened.has_texts,
+        "fingerprint": opened.fingerprint,
+        "created_by": manifest.get("created_by"),
+        "counts": manifest.get("counts"),
+        "source": manifest.get("source"),
+        "encoder": opened.encoder,
+        "groups": manifest.get("groups", []),
+        "first_rows": shown,
+    }
+    emit(facts, text=_page(facts))
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def _page(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    lines = [f"{facts['path']}: {facts['kind']}", ""]
+
+    def line(name: str, value: Any) -> None:
+        lines.append(f"  {name:<12}{value}")
+
+    line(
+        "vectors",
+        f"{facts['rows']:,} × {facts['dimensions']}, {facts['dtype']}, in {facts['shards']} shard(s)",
+    )
+    line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB, opened by {facts['opened_by']}")
+    line("norms", "1" if facts["normalised"] else "any")
+    line("ids", "given" if facts["ids"] == "given" else "row numbers")
+    line("texts", "kept" if facts["texts"] else "not kept")
+    encoder = facts["encoder"]
+    if encoder is None:
+        line("encoder", "not known")
+    else:
+        line("encoder", f"{encoder['model']} ({encoder['kind']}), fingerprint {encoder['fingerprint']}")
+        known = ("kind", "model", "fingerprint", "state_file", "dim")
+        for name, value in encoder.items():
+            if name not in known and value not in (None, ""):
+                line("", f"{name.replace('_', ' ')}: {value}")
+    counts, source = facts["counts"] or {}, facts["source"] or {}
+    if counts:
+        truncated = counts.get("truncated", 0)
+        line(
+            "tokens",
+            f"{counts.get('tokens', 0):,}; {truncated:,} texts truncated ({truncated / facts['rows']:.1%})",
+        )
+    if source.get("empty") is not None:
+        line("left out", f"{source['empty']:,} empty texts")
+    line("fingerprint", facts["fingerprint"])
+    if facts["groups"]:
+        lines += ["", f"  {len(facts['groups'])} groups"]
+        biggest = sorted(facts["groups"], key=lambda group: -group["rows"])
+        for group in biggest[:20]:
+            lines.append(f"    {group['rows']:>12,}  {group['rows'] / facts['rows']:>6.1%}  {group['name']}")
+        if len(biggest) > 20:
+            lines.append(f"    … and {len(biggest) - 20} more (--json has all)")
+    if facts["first_rows"]:
+        lines += ["", "  first rows"]
+        for row in facts["first_rows"]:
+            text = " ".join((row["text"] or "").split())
+            lines.append(f"    {row['id']}  {text[:80] + '…' if len(text) > 80 else text}".rstrip())
+    return "\n".join(lines)
