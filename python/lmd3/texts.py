@@ -152,6 +152,7 @@ class Texts:
         paths: the files in order; empty for texts in memory.
         count: texts given by the last complete pass, or None.
         empty: empty texts left out by the last complete pass, or None.
+        id_column: the column that ids come from, once something was read; None: they are row numbers.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Texts:
         self.text, self.id, self.group = text, id, group
         self.count: int | None = None
         self.empty: int | None = None
+        self.id_column = id
         self._records = records
         self._fingerprint: str | None = None
         self._proven = False
@@ -266,6 +268,7 @@ class Texts:
             if number == 0 and self.id is None:
                 # Decided once for the whole input, by the columns of its first file.
                 own_ids = "id" in source.columns()
+                self.id_column = "id" if own_ids else None
             wanted = [self.text]
             if own_ids:
                 wanted.append(self.id or "id")

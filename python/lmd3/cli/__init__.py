@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from typing import Any, get_type_hints
 
 import typer
@@ -70,12 +70,12 @@ def _lmd3(
 def _with_manners(function: Callable[..., None]) -> Callable[..., None]:
     """The command with `--json`, `--quiet` and `--debug` added where it does not declare them itself."""
     hints = get_type_hints(function, include_extras=True)
-    signature = inspect.signature(function)
-    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+    declared = signature(function)
+    parameters = [p.replace(annotation=hints[p.name]) for p in declared.parameters.values()]
     added = {"json": _common.JsonOption, "quiet": _common.QuietOption, "debug": _common.DebugOption}
     added = {name: kind for name, kind in added.items() if name not in hints}
     parameters += [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind)
         for name, kind in added.items()
     ]
 
@@ -83,7 +83,7 @@ def _with_manners(function: Callable[..., None]) -> Callable[..., None]:
     def command(**arguments: Any) -> None:
         function(**{name: value for name, value in arguments.items() if name not in added})
 
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return command
 

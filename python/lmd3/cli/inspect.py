@@ -52,6 +52,15 @@ def inspect(
     emit(facts, text=_page(facts))
 
 
+def _ids(facts: dict[str, Any]) -> str:
+    if facts["ids"] != "given":
+        return "row numbers"
+    columns = (facts["source"] or {}).get("columns")
+    if columns is None:
+        return "given"
+    return "row numbers of the input" if columns["id"] is None else f"the column {columns['id']!r}"
+
+
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
@@ -71,7 +80,7 @@ def _page(facts: dict[str, Any]) -> str:
     )
     line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB, opened by {facts['opened_by']}")
     line("norms", "1" if facts["normalised"] else "any")
-    line("ids", "given" if facts["ids"] == "given" else "row numbers")
+    line("ids", _ids(facts))
     line("texts", "kept" if facts["texts"] else "not kept")
     encoder = facts["encoder"]
     if encoder is None:

@@ -219,7 +219,7 @@ def _facts(texts: Texts) -> dict[str, Any]:
     return {
         "files": [str(path) for path in texts.paths],
         "fingerprint": texts.fingerprint,
-        "columns": {"text": texts.text, "id": texts.id, "group": texts.group},
+        "columns": {"text": texts.text, "id": texts.id_column, "group": texts.group},
         "texts": texts.count,
         "empty": texts.empty,
     }
