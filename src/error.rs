@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Verification,
     /// The user stopped the run.
     Interrupted,
+    /// A defect of this program, caught before it could reach the caller as a panic.
+    Internal,
 }
 
 /// An error with its cause, its place and its remedy.

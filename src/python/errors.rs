@@ -17,6 +17,7 @@ fn class_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Output => "OutputError",
         ErrorKind::Verification => "VerificationError",
         ErrorKind::Interrupted => "KeyboardInterrupt",
+        ErrorKind::Internal => "WorkError",
     }
 }
 

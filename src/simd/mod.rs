@@ -1,1 +1,222 @@
-//! To be written.
+//! The tile kernels of every instruction set behind one dispatch.
+//!
+//! A scan asks a `Level` for the operations on a tile of rows × one panel of queries. Dispatch happens here, once a
+//! tile, never per pair. `portable` is the readable reference; `agree` holds the others to it.
+
+mod level;
+mod portable;
+mod tile;
+
+#[cfg(test)]
+mod agree;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub use level::Level;
+use level::Set;
+pub(crate) use tile::{Exponent, FAR, PanelSums};
+
+use crate::rows::{Dtype, Rows};
+
+/// Stamps out the generic tile functions for one instruction set.
+#[cfg(target_arch = "x86_64")]
+macro_rules! instantiate {
+    ($features:literal, $lanes:ty) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn sq_distances(
+            tile: &mut [f32],
+            row_norms: &[f32],
+            query_norms: &[f32],
+            min: &mut [f32],
+        ) {
+            tile::sq_distances::<$lanes>(tile, WIDTH, row_norms, query_norms, min);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
+            tile::column_min::<$lanes>(tile, WIDTH, min);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn scaled_max(tile: &[f32], factors: &[f32], max: &mut [f32]) {
+            tile::scaled_max::<$lanes>(tile, WIDTH, factors, max);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
+            tile::below::<$lanes>(tile, WIDTH, min, cut, hits);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn accumulate(
+            tile: &mut [f32],
+            min: &[f32],
+            weights: Option<&[f32]>,
+            exponents: &[Exponent],
+            into: &mut PanelSums<'_>,
+        ) {
+            tile::accumulate::<$lanes>(tile, WIDTH, min, weights, exponents, into);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {
+            tile::sq_norms(tile, d, norms);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn add_rows(
+            tile: &[f32],
+            d: usize,
+            weights: Option<&[f32]>,
+            scratch: &mut [f32],
+            sum: &mut [f64],
+        ) {
+            tile::add_rows(tile, d, weights, scratch, sum);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
+            tile::sq_distance(row, query)
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use instantiate;
+
+/// Runs a kernel that needs at least `least` rows on fewer: on a copy filled up with zeros.
+#[cfg(target_arch = "x86_64")]
+fn with_padding(
+    rows: &[f32],
+    d: usize,
+    least: usize,
+    width: usize,
+    out: &mut [f32],
+    run: impl FnOnce(&[f32], &mut [f32]),
+) {
+    if rows.is_empty() {
+        return;
+    }
+    let mut padded = vec![0.0; least * d];
+    padded[..rows.len()].copy_from_slice(rows);
+    let mut padded_out = vec![0.0; least * width];
+    run(&padded, &mut padded_out);
+    out.copy_from_slice(&padded_out[..out.len()]);
+}
+
+/// Calls the function of the level's module.
+macro_rules! dispatch {
+    ($level:expr, $function:ident($($argument:expr),*)) => {
+        match $level.set() {
+            Set::Portable => portable::$function($($argument),*),
+            // SAFETY: a `Level` of this set exists only where its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => unsafe { avx2::$function($($argument),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => unsafe { avx512::$function($($argument),*) },
+        }
+    };
+}
+
+impl Level {
+    /// Queries of one panel.
+    pub(crate) fn panel_width(self) -> usize {
+        match self.set() {
+            Set::Portable => portable::WIDTH,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx2 => avx2::WIDTH,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => avx512::WIDTH,
+        }
+    }
+
+    /// Dot products of rows with a packed panel ([d][width]): out[row][lane].
+    pub(crate) fn dots(self, rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
+        dispatch!(self, dots(rows, d, panel, out));
+    }
+
+    /// Dot products to squared distances, in place, with the smallest of each column.
+    pub(crate) fn sq_distances(
+        self,
+        tile: &mut [f32],
+        row_norms: &[f32],
+        query_norms: &[f32],
+        min: &mut [f32],
+    ) {
+        dispatch!(self, sq_distances(tile, row_norms, query_norms, min));
+    }
+
+    /// The smallest of each column, `FAR` where there are no rows.
+    pub(crate) fn column_min(self, tile: &[f32], min: &mut [f32]) {
+        dispatch!(self, column_min(tile, min));
+    }
+
+    /// Folds the largest of tile · factors[row] of each column into `max`.
+    pub(crate) fn scaled_max(self, tile: &[f32], factors: &[f32], max: &mut [f32]) {
+        dispatch!(self, scaled_max(tile, factors, max));
+    }
+
+    /// Appends (row, column) of every value below its column's cut.
+    pub(crate) fn below(self, tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
+        dispatch!(self, below(tile, min, cut, hits));
+    }
+
+    /// Adds the kernel weights of a tile of squared distances to sums. Overwrites the tile.
+    pub(crate) fn accumulate(
+        self,
+        tile: &mut [f32],
+        min: &[f32],
+        weights: Option<&[f32]>,
+        exponents: &[Exponent],
+        into: &mut PanelSums<'_>,
+    ) {
+        dispatch!(self, accumulate(tile, min, weights, exponents, into));
+    }
+
+    /// ‖x‖² of each row of d values.
+    pub(crate) fn sq_norms(self, tile: &[f32], d: usize, norms: &mut [f32]) {
+        dispatch!(self, sq_norms(tile, d, norms));
+    }
+
+    /// Adds weight · row to `sum`; `scratch` has d values.
+    pub(crate) fn add_rows(
+        self,
+        tile: &[f32],
+        d: usize,
+        weights: Option<&[f32]>,
+        scratch: &mut [f32],
+        sum: &mut [f64],
+    ) {
+        dispatch!(self, add_rows(tile, d, weights, scratch, sum));
+    }
+
+    /// ‖x − q‖² from differences in double precision.
+    pub(crate) fn sq_distance(self, row: &[f32], query: &[f32]) -> f64 {
+        dispatch!(self, sq_distance(row, query))
+    }
+
+    /// Writes rows as stored (scales applied) in single precision.
+    pub(crate) fn widen(self, rows: &Rows<'_>, to: &mut [f32]) {
+        match rows.dtype() {
+            Dtype::F16 => dispatch!(self, widen_f16(rows.bytes(), to)),
+            _ => {
+                for (i, row) in to.chunks_exact_mut(rows.dim()).enumerate() {
+                    rows.read_f32(i, row);
+                }
+            }
+        }
+    }
+}
+
+/// Queries of a panel side by side, [d][width], zeros where there are fewer than width: a value of a row meets all of them at once.
+pub(crate) fn pack_panel(queries: &[f32], d: usize, width: usize, panel: &mut [f32]) {
+    assert!(panel.len() == d * width && queries.len() <= panel.len());
+    panel.fill(0.0);
+    for (lane, query) in queries.chunks_exact(d).enumerate() {
+        for (k, &value) in query.iter().enumerate() {
+            panel[k * width + lane] = value;
+        }
+    }
+}

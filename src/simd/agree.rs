@@ -1,0 +1,220 @@
+//! Every level this CPU has, every length around a lane, a tile and nothing, against double precision.
+
+use super::tile::EXP2;
+use super::*;
+
+/// Lengths at which loops begin, end and change: nothing, one, lane ± 1, micro-tile ± 1, tile ± 1.
+const ROWS: [usize; 14] = [0, 1, 2, 5, 6, 7, 11, 12, 13, 23, 25, 95, 96, 97];
+const DIMS: [usize; 14] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 384];
+
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
+fn for_each_level(check: impl Fn(Level)) {
+    for level in Level::available() {
+        println!("level {}", level.name());
+        check(level);
+    }
+}
+
+#[test]
+fn names_round_trip_and_unknown_ones_are_refused() {
+    for_each_level(|level| assert_eq!(Level::from_name(level.name()).unwrap(), level));
+    assert!(Level::from_name("mmx").is_err());
+}
+
+#[test]
+fn dots_norms_and_distances_agree_with_double_precision() {
+    for_each_level(|level| {
+        let width = level.panel_width();
+        for d in DIMS {
+            let queries = noise(d as u64, width * d);
+            let mut panel = vec![0.0; width * d];
+            pack_panel(&queries, d, width, &mut panel);
+            let mut query_norms = vec![0.0; width];
+            level.sq_norms(&queries, d, &mut query_norms);
+            for n in ROWS {
+                let rows = noise(1000 + n as u64, n * d);
+                let mut tile = vec![f32::NAN; n * width];
+                level.dots(&rows, d, &panel, &mut tile);
+                let tolerance = 4e-7 * (d as f64);
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let exact: f64 =
+                            row.iter().zip(query).map(|(&x, &q)| f64::from(x) * f64::from(q)).sum();
+                        assert!(
+                            (f64::from(tile[i * width + j]) - exact).abs() < tolerance,
+                            "{d} {n} {i} {j}"
+                        );
+                    }
+                }
+                let mut norms = vec![0.0; n];
+                level.sq_norms(&rows, d, &mut norms);
+                let mut min = vec![0.0; width];
+                level.sq_distances(&mut tile, &norms, &query_norms, &mut min);
+                let mut truth_min = vec![f64::from(FAR); width];
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let exact = level.sq_distance(row, query);
+                        let direct: f64 =
+                            row.iter().zip(query).map(|(&x, &q)| (f64::from(x) - f64::from(q)).powi(2)).sum();
+                        assert!((exact - direct).abs() <= 1e-12 * direct);
+                        assert!((f64::from(tile[i * width + j]) - direct).abs() < 4.0 * tolerance);
+                        truth_min[j] = truth_min[j].min(f64::from(tile[i * width + j]));
+                    }
+                }
+                assert_eq!(min.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), truth_min);
+                let mut again = vec![0.0; width];
+                level.column_min(&tile, &mut again);
+                assert_eq!(again, min);
+            }
+        }
+    });
+}
+
+#[test]
+fn hits_are_exactly_the_values_below_the_cut() {
+    for_each_level(|level| {
+        let width = level.panel_width();
+        for n in ROWS {
+            let tile: Vec<f32> = noise(7, n * width).iter().map(|x| x + 1.0).collect();
+            let cut: Vec<f32> =
+                (0..width).map(|lane| if lane % 3 == 0 { f32::NEG_INFINITY } else { 0.3 }).collect();
+            let mut min = vec![0.0; width];
+            level.column_min(&tile, &mut min);
+            let mut hits = Vec::new();
+            level.below(&tile, &min, &cut, &mut hits);
+            hits.sort_unstable();
+            let expected: Vec<(u32, u32)> = (0..n * width)
+                .filter(|&i| tile[i] < cut[i % width])
+                .map(|i| ((i / width) as u32, (i % width) as u32))
+                .collect();
+            assert_eq!(hits, expected);
+        }
+    });
+}
+
+#[test]
+fn kernel_sums_agree_with_double_precision_at_any_shift() {
+    for_each_level(|level| {
+        let width = level.panel_width();
+        let exponents: Vec<Exponent> =
+            [(true, 3.0_f32), (false, 0.7), (true, 40.0), (false, 90.0), (true, 0.01)]
+                .map(|(root, coefficient)| Exponent { root, coefficient })
+                .to_vec();
+        for n in ROWS {
+            for weighted in [false, true] {
+                let weights: Vec<f32> = noise(3, n).iter().map(|x| x + 1.0).collect();
+                let weights = weighted.then_some(weights.as_slice());
+                let mut min_state = vec![FAR; width];
+                let mut sums = vec![0.0_f64; 2 * width * exponents.len()];
+                let mut all: Vec<Vec<(f32, f32)>> = vec![Vec::new(); width];
+                // Three tiles at falling distances: the shift has to move.
+                for (round, scale) in [4.0_f32, 1.0, 0.25].into_iter().enumerate() {
+                    let mut tile: Vec<f32> =
+                        noise(round as u64, n * width).iter().map(|x| (x + 1.1) * scale).collect();
+                    for (i, &value) in tile.iter().enumerate() {
+                        all[i % width].push((value, weights.map_or(1.0, |weights| weights[i / width])));
+                    }
+                    let mut min = vec![0.0; width];
+                    level.column_min(&tile, &mut min);
+                    let mut into = PanelSums { min: &mut min_state, sums: &mut sums };
+                    level.accumulate(&mut tile, &min, weights, &exponents, &mut into);
+                }
+                if n == 0 {
+                    assert!(min_state.iter().all(|&min| min == FAR) && sums.iter().all(|&sum| sum == 0.0));
+                    continue;
+                }
+                for (index, exponent) in exponents.iter().enumerate() {
+                    for lane in 0..width {
+                        let g = |x: f32| if exponent.root { f64::from(x).sqrt() } else { f64::from(x) };
+                        let shift = g(min_state[lane]);
+                        let e = |x: f32| (f64::from(exponent.coefficient) * (shift - g(x))).exp2();
+                        let truth: f64 = all[lane].iter().map(|&(x, w)| e(x) * f64::from(w)).sum();
+                        let truth_sq: f64 =
+                            all[lane].iter().map(|&(x, w)| (e(x) * f64::from(w)).powi(2)).sum();
+                        let sum = sums[2 * width * index + lane];
+                        let sum_sq = sums[2 * width * index + width + lane];
+                        let label = format!("{} rows {n} exponent {index}: {sum} {truth}", level.name());
+                        assert!((sum / truth - 1.0).abs() < 3e-6, "{label}");
+                        assert!((sum_sq / truth_sq - 1.0).abs() < 6e-6, "{label}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn masked_values_and_distant_ones_weigh_nothing() {
+    for_each_level(|level| {
+        let width = level.panel_width();
+        let exponents =
+            [Exponent { root: true, coefficient: 1.0 }, Exponent { root: false, coefficient: 1e3 }];
+        let mut min_state = vec![FAR; width];
+        let mut sums = vec![0.0; 4 * width];
+        for value in [FAR, 1e8, 1.0, FAR, 3e9] {
+            let mut tile = vec![value; width];
+            let min = vec![value; width];
+            let mut into = PanelSums { min: &mut min_state, sums: &mut sums };
+            level.accumulate(&mut tile, &min, None, &exponents, &mut into);
+        }
+        assert!(min_state.iter().all(|&min| min == 1.0));
+        assert!(sums.iter().all(|&sum| (sum - 1.0).abs() < 1e-6), "{sums:?}");
+    });
+}
+
+#[test]
+fn half_precision_widens_exactly() {
+    for_each_level(|level| {
+        let bytes: Vec<u8> =
+            (0..=u16::MAX).filter(|bits| bits & 0x7c00 != 0x7c00).flat_map(u16::to_le_bytes).collect();
+        for n in [0, 1, 7, 8, 9, 15, 16, 17, bytes.len() / 2] {
+            let rows = Rows::new(&bytes[..2 * n], Dtype::F16, n, 1, None).unwrap();
+            let mut wide = vec![f32::NAN; n];
+            level.widen(&rows, &mut wide);
+            for (value, bytes) in wide.iter().zip(bytes.chunks_exact(2)) {
+                assert_eq!(*value, half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
+            }
+        }
+    });
+}
+
+#[test]
+fn weighted_rows_add_up() {
+    for_each_level(|level| {
+        for d in DIMS {
+            for n in ROWS {
+                let rows = noise(5, n * d);
+                let weights: Vec<f32> = noise(6, n).iter().map(|x| x + 1.0).collect();
+                let mut sum = vec![0.5_f64; d];
+                level.add_rows(&rows, d, Some(&weights), &mut vec![0.0; d], &mut sum);
+                for (k, &sum) in sum.iter().enumerate() {
+                    let truth: f64 = (0..n).map(|i| f64::from(rows[i * d + k]) * f64::from(weights[i])).sum();
+                    assert!((sum - 0.5 - truth).abs() < 1e-4);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn the_polynomial_is_as_accurate_as_it_says() {
+    let worst = (-5000..=5000)
+        .map(|i| {
+            let f = i as f32 * 1e-4;
+            let p = EXP2.iter().rev().fold(0.0_f64, |p, &c| p * f64::from(f) + f64::from(c));
+            (p / f64::from(f).exp2() - 1.0).abs()
+        })
+        .fold(0.0, f64::max);
+    assert!(worst < 1.6e-7, "{worst:e}");
+}

@@ -1,0 +1,142 @@
+//! The readable reference: plain Rust that every CPU runs. The other levels must agree with it.
+
+use super::tile::{self, Exponent, Lanes, PanelSums};
+
+/// Queries of one panel.
+pub(super) const WIDTH: usize = 16;
+
+/// Eight values; the compiler makes of it what the target has.
+#[derive(Clone, Copy)]
+struct Eight([f32; 8]);
+
+impl Eight {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+// SAFETY: no CPU feature beyond the target's baseline is used.
+unsafe impl Lanes for Eight {
+    const N: usize = 8;
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for 8 values; the read may be unaligned.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller vouches for 8 values; the write may be unaligned.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        // Two roundings on purpose: a fused multiply-add is a library call on a baseline x86-64.
+        self.mul(factor).add(term)
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Self(self.0.map(f32::sqrt))
+    }
+    #[inline(always)]
+    fn less(self, other: Self) -> u32 {
+        (0..8).map(|i| u32::from(self.0[i] < other.0[i]) << i).sum()
+    }
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        /// Adding it leaves the rounded integer in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        let t = self.max(Self::splat(-125.0));
+        let rounded = t.add(Self::splat(ROUND));
+        let power = tile::exp2_polynomial(t.sub(rounded.sub(Self::splat(ROUND))));
+        power.zip(rounded, |p, n| f32::from_bits(p.to_bits().wrapping_add(n.to_bits() << 23)))
+    }
+}
+
+/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][WIDTH].
+pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
+        let mut sums = [0.0_f32; WIDTH];
+        for (x, queries) in row.iter().zip(panel.chunks_exact(WIDTH)) {
+            for (sum, query) in sums.iter_mut().zip(queries) {
+                *sum += x * query;
+            }
+        }
+        out.copy_from_slice(&sums);
+    }
+}
+
+pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f32], min: &mut [f32]) {
+    tile::sq_distances::<Eight>(tile, WIDTH, row_norms, query_norms, min);
+}
+
+pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
+    tile::column_min::<Eight>(tile, WIDTH, min);
+}
+
+pub(super) fn scaled_max(tile: &[f32], factors: &[f32], max: &mut [f32]) {
+    tile::scaled_max::<Eight>(tile, WIDTH, factors, max);
+}
+
+pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
+    tile::below::<Eight>(tile, WIDTH, min, cut, hits);
+}
+
+pub(super) fn accumulate(
+    tile: &mut [f32],
+    min: &[f32],
+    weights: Option<&[f32]>,
+    exponents: &[Exponent],
+    into: &mut PanelSums<'_>,
+) {
+    tile::accumulate::<Eight>(tile, WIDTH, min, weights, exponents, into);
+}
+
+pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {
+    tile::sq_norms(tile, d, norms);
+}
+
+pub(super) fn add_rows(
+    tile: &[f32],
+    d: usize,
+    weights: Option<&[f32]>,
+    scratch: &mut [f32],
+    sum: &mut [f64],
+) {
+    tile::add_rows(tile, d, weights, scratch, sum);
+}
+
+pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
+    tile::sq_distance(row, query)
+}
+
+/// Half to single precision.
+pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {
+    for (bytes, value) in from.chunks_exact(2).zip(to) {
+        *value = half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    }
+}
