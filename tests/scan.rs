@@ -342,7 +342,7 @@ fn bad_input_is_refused_with_its_row() {
     let mut plain = request(&queries, 4, level);
     plain.kernels = kernels(&[1.0]);
     let error = scan(&shards(&bytes, 4, &[100], None, None), &plain, None, &Control::default()).unwrap_err();
-    assert_eq!((error.kind, error.row), (ErrorKind::NotFinite, Some(50)));
+    assert_eq!((error.kind, error.row), (ErrorKind::NotFinite, Some(150)));
     let bad = [1.0, f32::INFINITY];
     let error = scan(&[], &request(&bad, 1, level), None, &Control::default()).unwrap_err();
     assert_eq!((error.kind, error.row), (ErrorKind::NotFinite, Some(1)));

@@ -1,8 +1,24 @@
-//! To be written.
+//! What this machine can do.
 
 use pyo3::prelude::*;
 
-/// Adds this part's classes and functions to the module.
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use super::errors::to_python;
+use crate::simd::Level;
+
+/// The SIMD level that scans run at: the highest this CPU has, or that of `LMD3_SIMD`.
+#[pyfunction]
+fn simd_level(py: Python<'_>) -> PyResult<&'static str> {
+    Level::current().map(Level::name).map_err(|error| to_python(py, &error))
+}
+
+/// All SIMD levels this CPU has, lowest first.
+#[pyfunction]
+fn simd_levels() -> Vec<&'static str> {
+    Level::available().into_iter().map(Level::name).collect()
+}
+
+/// Adds this part's functions to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(simd_level, module)?)?;
+    module.add_function(wrap_pyfunction!(simd_levels, module)?)
 }

@@ -204,7 +204,7 @@ impl<'a> Job<'a> {
 /// `finished` is called in order with each segment's index, its first query and its sums, before they are folded.
 ///
 /// # Errors
-/// `Shape`, `Parameter`, `NotFinite` for bad input (a row is counted in its shard); `Interrupted` where `control` stopped it.
+/// `Shape`, `Parameter`, `NotFinite` for bad input (rows are counted over all shards); `Interrupted` where `control` stopped it.
 pub fn scan(
     shards: &[ShardView<'_>],
     request: &Request<'_>,
@@ -406,7 +406,7 @@ impl<'j, 'a> Worker<'j, 'a> {
             let outcome = self.tile(rows, &place, &queries, &slots, &mut result);
             self.widened = widened;
             outcome.map_err(|error| match error.row {
-                Some(row) => error.row(row + range.start as u64),
+                Some(row) => error.row(row + place.first_row),
                 None => error,
             })?;
         }
