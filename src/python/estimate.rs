@@ -159,11 +159,12 @@ impl PyScan {
 
 /// Sums of kernels over all rows of a store or matrix, exactly.
 ///
-/// `queries` is float32 (Q, d); `kernels` lists (name, bandwidth); `exclude_rows` int64 (Q,) with −1 for none.
+/// `queries` is float32 (Q, d); `kernels` lists (name, bandwidth); `exclude_rows` int64 (Q,) with −1 for none;
+/// `weights` float32 (n,) belongs to a matrix (a store brings its own).
 /// `progress(done, total)` is called about ten times a second with pairs of rows and queries.
 #[pyfunction]
 #[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, exclude_rows=None, exclude_within=0.0,
-    row_rounding=0.0, max_cosine=false, row_sum=false, threads=0, memory=1 << 30, progress=None))]
+    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, threads=0, memory=1 << 30, progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan(
     py: Python<'_>,
@@ -177,6 +178,7 @@ fn scan(
     row_rounding: f64,
     max_cosine: bool,
     row_sum: bool,
+    weights: Option<PyReadonlyArray1<'_, f32>>,
     threads: usize,
     memory: usize,
     progress: Option<Py<PyAny>>,
@@ -214,7 +216,10 @@ fn scan(
     let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
     let views: Vec<ShardView<'_>> = match (&store, &matrix) {
         (Some(store), _) => store.shards().iter().map(|shard| shard.view()).collect(),
-        (None, Some(matrix)) => vec![ShardView { rows: matrix.rows(py)?, groups: None, weights: None }],
+        (None, Some(matrix)) => {
+            let weights = weights.as_ref().map(|weights| weights.as_slice()).transpose()?;
+            vec![ShardView { rows: matrix.rows(py)?, groups: None, weights }]
+        }
         (None, None) => Vec::new(),
     };
     let scan = watched(py, &views, &request, progress).map_err(|error| match error {

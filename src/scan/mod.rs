@@ -311,7 +311,7 @@ struct Worker<'j, 'a> {
     /// Squared distances of a tile and a panel.
     tile: Vec<f32>,
     norms: Vec<f32>,
-    inverse_norms: Vec<f32>,
+    halves: Vec<f32>,
     weights: Vec<f32>,
     weight_unit: f64,
     min: Vec<f32>,
@@ -339,7 +339,7 @@ impl<'j, 'a> Worker<'j, 'a> {
             widened: Vec::new(),
             tile: Vec::new(),
             norms: Vec::new(),
-            inverse_norms: Vec::new(),
+            halves: Vec::new(),
             weights: Vec::new(),
             weight_unit: 1.0,
             min: vec![0.0; width],
@@ -475,9 +475,9 @@ impl<'j, 'a> Worker<'j, 'a> {
             level.add_rows(rows, d, weights, &mut self.row_scratch, &mut result.row_sum);
         }
         if request.max_cosine {
-            self.inverse_norms.clear();
-            self.inverse_norms
-                .extend(self.norms.iter().map(|&norm| if norm > 0.0 { 1.0 / norm.sqrt() } else { 0.0 }));
+            self.halves.clear();
+            self.halves
+                .extend(self.norms.iter().map(|&norm| if norm > 0.0 { 0.5 / norm.sqrt() } else { 0.0 }));
         }
         slots.runs(place.offset, place.rows, &mut self.runs);
         self.tile.resize(place.rows * width, 0.0);
@@ -487,19 +487,20 @@ impl<'j, 'a> Worker<'j, 'a> {
             let packed = &job.panels[(first_panel + panel) * d * width..][..d * width];
             level.dots(rows, d, packed, &mut self.tile);
             self.load_lanes(queries.start, &lanes);
-            if request.max_cosine {
-                self.run_min.fill(f32::NEG_INFINITY);
-                level.scaled_max(&self.tile, &self.inverse_norms, &mut self.run_min);
-                for (max, &found) in result.max_projection[lanes.clone()].iter_mut().zip(&self.run_min) {
-                    *max = max.max(found);
-                }
-            }
             level.sq_distances(&mut self.tile, &self.norms, &self.query_norms, &mut self.min);
             self.hits.clear();
             level.below(&self.tile, &self.min, &self.cut, &mut self.hits);
             if !self.hits.is_empty() && self.take_hits(rows, place, queries.start, lanes.start, slots, result)
             {
                 level.column_min(&self.tile, &mut self.min);
+            }
+            if request.max_cosine {
+                self.run_min.fill(f32::NEG_INFINITY);
+                let (tile, norms, halves) = (&self.tile, &self.norms, &self.halves);
+                level.max_projection(tile, norms, halves, &self.query_norms, &mut self.run_min);
+                for (max, &found) in result.max_projection[lanes.clone()].iter_mut().zip(&self.run_min) {
+                    *max = max.max(found);
+                }
             }
             if !job.exponents.is_empty() {
                 self.add(panel, queries.len().div_ceil(width), place.offset);
@@ -565,6 +566,11 @@ impl<'j, 'a> Worker<'j, 'a> {
                 entry.0 += 1;
                 entry.1 += weight * self.weight_unit;
                 continue;
+            }
+            if request.max_cosine && self.norms[row] > 0.0 {
+                let both = f64::from(self.norms[row]) + f64::from(job.facts.sq_norms[query]);
+                let projection = ((both - exact) * f64::from(self.halves[row])) as f32;
+                result.max_projection[in_batch] = result.max_projection[in_batch].max(projection);
             }
             result.duplicates[in_batch] += u64::from(is_duplicate);
             let log_weight = weight.ln();

@@ -40,8 +40,14 @@ macro_rules! instantiate {
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn scaled_max(tile: &[f32], factors: &[f32], max: &mut [f32]) {
-            tile::scaled_max::<$lanes>(tile, WIDTH, factors, max);
+        pub(super) fn max_projection(
+            tile: &[f32],
+            row_norms: &[f32],
+            halves: &[f32],
+            query_norms: &[f32],
+            max: &mut [f32],
+        ) {
+            tile::max_projection::<$lanes>(tile, WIDTH, row_norms, halves, query_norms, max);
         }
 
         #[target_feature(enable = $features)]
@@ -153,9 +159,16 @@ impl Level {
         dispatch!(self, column_min(tile, min));
     }
 
-    /// Folds the largest of tile · factors[row] of each column into `max`.
-    pub(crate) fn scaled_max(self, tile: &[f32], factors: &[f32], max: &mut [f32]) {
-        dispatch!(self, scaled_max(tile, factors, max));
+    /// Folds the largest projection on a row's direction of each column of squared distances into `max`.
+    pub(crate) fn max_projection(
+        self,
+        tile: &[f32],
+        row_norms: &[f32],
+        halves: &[f32],
+        query_norms: &[f32],
+        max: &mut [f32],
+    ) {
+        dispatch!(self, max_projection(tile, row_norms, halves, query_norms, max));
     }
 
     /// Appends (row, column) of every value below its column's cut.

@@ -98,8 +98,14 @@ pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
     tile::column_min::<Eight>(tile, WIDTH, min);
 }
 
-pub(super) fn scaled_max(tile: &[f32], factors: &[f32], max: &mut [f32]) {
-    tile::scaled_max::<Eight>(tile, WIDTH, factors, max);
+pub(super) fn max_projection(
+    tile: &[f32],
+    row_norms: &[f32],
+    halves: &[f32],
+    query_norms: &[f32],
+    max: &mut [f32],
+) {
+    tile::max_projection::<Eight>(tile, WIDTH, row_norms, halves, query_norms, max);
 }
 
 pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {

@@ -1,7 +1,8 @@
 //! The reductions of a tile, written once over `Lanes`: dot products → squared distances → kernel sums.
 //!
 //! A tile is `rows × width` values, row-major, where the `width` columns are the queries of one panel. All functions
-//! are `inline(always)` and are instantiated once per instruction set inside a `target_feature` function.
+//! are `inline(always)` and are instantiated once per instruction set inside a `target_feature` function. No closure in
+//! them may hold a vector operation: closures do not inherit the features and would be compiled for the baseline.
 //!
 //! ```text
 //! sq_distances:  t ← max(x² + q² − 2t, 0),  min over rows
@@ -117,16 +118,29 @@ pub(super) fn column_min<V: Lanes>(tile: &[f32], width: usize, min: &mut [f32]) 
     }
 }
 
-/// The largest of tile · factors[row] of each column, folded into `max`: cosines up to the query's norm.
+/// Folds the largest projection ⟨x,q⟩/‖x‖ = (‖x‖² + ‖q‖² − D²)/(2‖x‖) of each column of squared distances into `max`.
+///
+/// `halves` holds 1/(2‖x‖) of each row (0 for a row without direction).
 #[inline(always)]
-pub(super) fn scaled_max<V: Lanes>(tile: &[f32], width: usize, factors: &[f32], max: &mut [f32]) {
-    assert!(tile.len() == width * factors.len() && max.len() == width);
+pub(super) fn max_projection<V: Lanes>(
+    tile: &[f32],
+    width: usize,
+    row_norms: &[f32],
+    halves: &[f32],
+    query_norms: &[f32],
+    max: &mut [f32],
+) {
+    assert!(tile.len() == width * halves.len() && row_norms.len() == halves.len());
+    assert!(max.len() == width && query_norms.len() == width);
     for v in (0..width).step_by(V::N) {
         // SAFETY: v + N ≤ width and row·width + v + N ≤ tile.len().
         unsafe {
             let mut largest = V::load(max.as_ptr().add(v));
-            for (row, &factor) in factors.iter().enumerate() {
-                largest = largest.max(V::load(tile.as_ptr().add(row * width + v)).mul(V::splat(factor)));
+            let query = V::load(query_norms.as_ptr().add(v));
+            for (row, (&half, &norm)) in halves.iter().zip(row_norms).enumerate() {
+                let both = V::splat(norm).add(query);
+                let projection = both.sub(V::load(tile.as_ptr().add(row * width + v))).mul(V::splat(half));
+                largest = largest.max(projection);
             }
             largest.store(max.as_mut_ptr().add(v));
         }
@@ -253,33 +267,22 @@ fn add_weights<V: Lanes, const ROOT: bool, const KEEP: bool>(
     let mut sum = [V::splat(0.0); UNROLL];
     let mut sum_sq = [V::splat(0.0); UNROLL];
     let base = tile.as_mut_ptr();
-    let weight = |row: usize, e: V| weights.map_or(e, |weights| e.mul(V::splat(weights[row])));
-    let exponential = |row: usize| {
-        // SAFETY: row < rows, so row·width + v + N ≤ tile.len().
-        unsafe {
-            let at = base.add(row * width + v);
-            let mut g = V::load(at);
-            if ROOT {
-                g = g.sqrt();
-                if KEEP {
-                    g.store(at);
-                }
-            }
-            shift.sub(g).mul(c).exp2()
-        }
-    };
     let whole = rows - rows % UNROLL;
     let mut row = 0;
     while row < whole {
         for i in 0..UNROLL {
-            let e = weight(row + i, exponential(row + i));
+            // SAFETY: row + i < rows, so (row + i)·width + v + N ≤ tile.len().
+            let e = unsafe { weight_at::<V, ROOT, KEEP>(base.add((row + i) * width + v), shift, c) };
+            let e = if let Some(weights) = weights { e.mul(V::splat(weights[row + i])) } else { e };
             sum[i] = sum[i].add(e);
             sum_sq[i] = e.mul_add(e, sum_sq[i]);
         }
         row += UNROLL;
     }
     for row in whole..rows {
-        let e = weight(row, exponential(row));
+        // SAFETY: row < rows, so row·width + v + N ≤ tile.len().
+        let e = unsafe { weight_at::<V, ROOT, KEEP>(base.add(row * width + v), shift, c) };
+        let e = if let Some(weights) = weights { e.mul(V::splat(weights[row])) } else { e };
         sum[0] = sum[0].add(e);
         sum_sq[0] = e.mul_add(e, sum_sq[0]);
     }
@@ -292,6 +295,29 @@ fn add_weights<V: Lanes, const ROOT: bool, const KEEP: bool>(
         for lane in 0..V::N {
             into[v + lane] += f64::from(values[lane]);
         }
+    }
+}
+
+/// Kernel weights of N values of a tile.
+///
+/// # Safety
+/// `at` points to N readable and writable values.
+#[inline(always)]
+unsafe fn weight_at<V: Lanes, const ROOT: bool, const KEEP: bool>(
+    at: *mut f32,
+    shift: V,
+    coefficient: V,
+) -> V {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut g = V::load(at);
+        if ROOT {
+            g = g.sqrt();
+            if KEEP {
+                g.store(at);
+            }
+        }
+        shift.sub(g).mul(coefficient).exp2()
     }
 }
 

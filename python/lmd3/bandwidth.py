@@ -1,0 +1,244 @@
+"""The choice of the bandwidth: rules, and their resolution to numbers once per job (method: bandwidth decides what
+"density" means, so every later scan must take the same number)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmd3.errors import FormatError, ParameterError
+from lmd3.results import read_json
+
+#: What the command line takes where nothing is said; the first is the primary one.
+DEFAULT_RULES = ("ess=1000", "ess=10", "ess=100", "ess=10000")
+
+#: A target of effective rows above this share of the corpus is no local density.
+LARGEST_SHARE = 0.25
+
+Evaluate = Callable[[Sequence[float]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a bandwidth is found.
+
+    Attributes:
+        kind: "number" (h itself), "ess" (median effective sample size over the queries), "mass" (median kernel sum).
+        value: the number or target.
+        text: as the user wrote it.
+    """
+
+    kind: Literal["number", "ess", "mass"]
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """A bandwidth as it is used.
+
+    Attributes:
+        kernel: name of the kernel.
+        bandwidth: h, in units of the distance between embeddings.
+        rule: as asked for.
+        achieved: median over the sampled queries of what the rule names; None for a number.
+        achieved_low: lower end of its 95 % interval (order statistics over the sampled queries).
+        achieved_high: upper end.
+        sampled_queries: queries the median was taken over.
+        sampled_rows: rows it was taken over.
+    """
+
+    kernel: str
+    bandwidth: float
+    rule: str
+    achieved: float | None = None
+    achieved_low: float | None = None
+    achieved_high: float | None = None
+    sampled_queries: int | None = None
+    sampled_rows: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `bandwidth.json` and `run.json` hold it."""
+        return asdict(self)
+
+
+def parse_rule(text: str | float) -> Rule:
+    """The rule of `0.2`, `ess=1000` or `mass=10`.
+
+    Raises:
+        ParameterError: not such a rule, or a number that is not finite and positive.
+    """
+    label = text if isinstance(text, str) else f"{float(text):.15g}"
+    kind, _, value = label.partition("=") if "=" in label else ("number", "", label)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if kind not in ("number", "ess", "mass") or not (math.isfinite(number) and number > 0):
+        raise ParameterError(
+            f"bandwidth {label!r} is no positive number, ess=N or mass=N",
+            remedy="for example 0.1, ess=1000, mass=10 or @bandwidth.json",
+        )
+    if kind == "ess" and number <= 1:
+        raise ParameterError(f"bandwidth {label!r}: an effective sample size is above 1")
+    return Rule(kind, number, label)  # type: ignore[arg-type]
+
+
+def read_bandwidths(path: str | Path) -> list[Bandwidth]:
+    """The resolved bandwidths of a `bandwidth.json`.
+
+    Raises:
+        FileMissingError, FormatError: not there, or not such a file.
+    """
+    path = Path(path)
+    value = read_json(path)
+    try:
+        if value["format"] != 1:
+            raise FormatError(f"bandwidths of format {value['format']}, not 1", file=str(path))
+        known = Bandwidth.__dataclass_fields__
+        found = [Bandwidth(**{key: entry[key] for key in entry if key in known}) for entry in value["bandwidths"]]
+        for entry in found:
+            parse_rule(float(entry.bandwidth))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"not a file of bandwidths: {error}", file=str(path)) from None
+    if not found:
+        raise FormatError("no bandwidths in it", file=str(path))
+    return found
+
+
+def split_rules(
+    rules: Sequence[str | float], kernels: Sequence[str], rows: int, *, defaults: bool
+) -> tuple[list[Rule], list[str]]:
+    """The rules that this corpus allows, and notices of what was dropped.
+
+    Args:
+        rules: as asked for.
+        kernels: names of the kernels (for messages).
+        rows: rows of the corpus.
+        defaults: whether the rules are the default grid, of which too large targets are dropped; asked for by name
+            they are refused.
+
+    Raises:
+        ParameterError: a target above a quarter of the rows was asked for, or none remains.
+    """
+    parsed = [parse_rule(rule) for rule in rules]
+    largest = rows * LARGEST_SHARE
+    large = [rule for rule in parsed if rule.kind == "ess" and rule.value > largest]
+    if not large:
+        return parsed, []
+    if not defaults:
+        raise ParameterError(
+            f"bandwidth {large[0].text}: a quarter of the corpus's {rows} rows is {largest:g}; wider kernels have no "
+            "local meaning",
+            remedy=f"give ess={math.floor(largest)} or less, or a number" if largest >= 2 else "give a number",
+        )
+    kept = [rule for rule in parsed if rule not in large]
+    if not kept:
+        raise ParameterError(
+            f"the corpus has {rows} rows: too few for the default bandwidths", remedy="give --bandwidth a number"
+        )
+    dropped = ", ".join(rule.text for rule in large)
+    primary = max(kept, key=lambda rule: rule.value)
+    notice = f"{dropped} dropped: more than a quarter of the corpus's {rows} rows; primary: "
+    if parsed[0] in large:
+        kept = [primary, *(rule for rule in kept if rule is not primary)]
+    return kept, [notice + kept[0].text]
+
+
+def resolve(
+    rules: Sequence[Rule],
+    kernel: str,
+    evaluate: Evaluate,
+    *,
+    scale: float,
+    sampled_rows: int,
+    row_share: float = 1.0,
+) -> list[Bandwidth]:
+    """Turns rules into numbers.
+
+    The median over the sampled queries of the effective sample size (or of the kernel sum) grows with h; it is
+    computed on a wide grid, on a fine grid around each target, and interpolated in log-log; a last evaluation at the
+    bandwidths found gives the value achieved.
+
+    Args:
+        rules: the rules.
+        kernel: name of the kernel.
+        evaluate: bandwidths (B,) → (log kernel sums (Q, B), effective sample sizes (Q, B)) over the sampled rows.
+        scale: a typical distance between a query and a row.
+        sampled_rows: rows of the sample.
+        row_share: share of the corpus's rows in the sample: sums and effective sizes are divided by it.
+
+    Raises:
+        ParameterError: a target that no bandwidth reaches.
+    """
+    wanted = [rule for rule in rules if rule.kind != "number"]
+    solved: dict[Rule, Bandwidth] = {}
+    if wanted:
+        coarse = scale * np.geomspace(2e-3, 50.0, 36)
+        tables = _medians(evaluate, coarse, row_share)
+        brackets = {rule: _bracket(coarse, tables[rule.kind], rule) for rule in wanted}
+        fine = np.unique(np.concatenate([np.geomspace(low, high, 7) for low, high in brackets.values()]))
+        tables = _medians(evaluate, fine, row_share)
+        found = [_interpolate(fine, tables[rule.kind], rule) for rule in wanted]
+        log_sums, ess = evaluate(found)
+        for column, (rule, h) in enumerate(zip(wanted, found, strict=True)):
+            values = ess[:, column] / row_share if rule.kind == "ess" else np.exp(log_sums[:, column]) / row_share
+            low, middle, high = _median_interval(values)
+            solved[rule] = Bandwidth(kernel, h, rule.text, middle, low, high, len(values), sampled_rows)
+    return [
+        Bandwidth(kernel, rule.value, rule.text) if rule.kind == "number" else solved[rule] for rule in rules
+    ]
+
+
+def _medians(
+    evaluate: Evaluate, grid: NDArray[np.float64], row_share: float
+) -> dict[str, NDArray[np.float64]]:
+    """Logarithms of the medians of both quantities at each h."""
+    log_sums, ess = evaluate([float(h) for h in grid])
+    with np.errstate(divide="ignore"):
+        return {
+            "ess": np.log(np.median(ess, axis=0) / row_share),
+            "mass": np.median(log_sums, axis=0) - math.log(row_share),
+        }
+
+
+def _bracket(
+    grid: NDArray[np.float64], values: NDArray[np.float64], rule: Rule
+) -> tuple[float, float]:
+    target = math.log(rule.value)
+    above = np.flatnonzero(values >= target)
+    if len(above) == 0 or above[0] == 0:
+        reached = math.exp(values[-1]) if len(above) == 0 else math.exp(values[0])
+        raise ParameterError(
+            f"bandwidth {rule.text}: no bandwidth reaches it; the median of the sampled queries "
+            f"{'never exceeds' if len(above) == 0 else 'is never below'} {reached:.4g}",
+            remedy="ask for another target, or look for repeated texts (near-copies set a floor)",
+        )
+    return float(grid[above[0] - 1]), float(grid[above[0]])
+
+
+def _interpolate(grid: NDArray[np.float64], values: NDArray[np.float64], rule: Rule) -> float:
+    target = math.log(rule.value)
+    at = int(np.flatnonzero(values >= target)[0])
+    if at == 0:
+        return float(grid[0])
+    share = (target - values[at - 1]) / (values[at] - values[at - 1])
+    return float(grid[at - 1] * (grid[at] / grid[at - 1]) ** share)
+
+
+def _median_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """A median with its 95 % interval by order statistics (normal approximation to the binomial)."""
+    ordered = np.sort(values)
+    n = len(ordered)
+    half = 0.98 * math.sqrt(n)
+    low = ordered[max(0, math.floor(n / 2 - half))]
+    high = ordered[min(n - 1, math.ceil(n / 2 + half))]
+    return float(low), float(np.median(ordered)), float(high)

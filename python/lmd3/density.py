@@ -1,0 +1,674 @@
+"""Kernel density of a corpus at queries: scikit-learn's manners outside, the fused scan inside.
+
+Kernels and their normalising constants are those of scikit-learn's `KernelDensity` (for the constants in d
+dimensions see its `_kde` module's documentation); densities are always computed in log space.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
+
+from lmd3 import _lmd3
+from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, resolve, split_rules
+from lmd3.errors import JoinError, ModelError, NotFiniteError, ParameterError, ShapeError
+from lmd3.progress import ProgressFactory, silent
+from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable
+from lmd3.store import Store, open_store
+
+#: Kernels by name.
+KERNELS = ("exponential", "gaussian")
+
+#: Queries that a bandwidth rule looks at.
+RULE_QUERIES = 1000
+
+#: Rows that a rule looks at, at least (or all), and effective rows that must be left in the sample.
+RULE_ROWS, RULE_EFFECTIVE = 1_000_000, 30
+
+#: Rounding of a stored row relative to its norm (unit in the last place of the element type, halved).
+_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+Source = str | Path | NDArray[Any] | Store
+
+
+def log_normalizer(kernel: str, dimensions: int, bandwidth: float) -> float:
+    """Logarithm of the kernel's integral over ℝᵈ, to be subtracted from a log density.
+
+    exponential: log(2π^{d/2}/Γ(d/2)) + log Γ(d) + d·log h; gaussian: (d/2)·log(2πh²).
+
+    Raises:
+        ParameterError: unknown kernel.
+    """
+    d = dimensions
+    if kernel == "exponential":
+        sphere = math.log(2.0) + 0.5 * d * math.log(math.pi) - gammaln(0.5 * d)
+        return float(sphere + gammaln(d) + d * math.log(bandwidth))
+    if kernel == "gaussian":
+        return 0.5 * d * math.log(2.0 * math.pi) + d * math.log(bandwidth)
+    raise _unknown_kernel(kernel)
+
+
+def _unknown_kernel(kernel: object) -> ParameterError:
+    return ParameterError(f"unknown kernel {kernel!r}", remedy=f"choose one of {', '.join(KERNELS)}")
+
+
+def _as_source(source: Source | ArrayLike, what: str) -> Store:
+    """A store of whatever was given; float64 arrays are rounded to float32 here, on purpose and nowhere else."""
+    if isinstance(source, (str, Path, Store)):
+        store = open_store(source)
+    else:
+        array = np.asarray(source)
+        if array.dtype == np.float64:
+            if not np.isfinite(array).all():
+                row = int(np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim))))[0])
+                raise NotFiniteError(f"{what} hold NaN or infinity", row=row)
+            array = array.astype(np.float32)
+        store = open_store(np.ascontiguousarray(array))
+    return store
+
+
+class KernelDensity:
+    """Kernel density estimation over embeddings, exact, at the speed of the hardware.
+
+    Follows the manners of `sklearn.neighbors.KernelDensity`; rows and queries are float32 or float16 (float64 arrays
+    are rounded to float32).
+
+    Args:
+        kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), or a list of them.
+        bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is 1000;
+            "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the first is the
+            primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring call, and kept.
+        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` never does: on a sphere
+            the constant of ℝᵈ means nothing.)
+        threads: threads; None takes all cores.
+        seed: seed of the samples that rules look at.
+        max_memory: bytes that sums in flight may take beside the page cache.
+
+    Attributes:
+        store_: the fitted rows.
+        bandwidths_: the resolved `Bandwidth`s, after a rule was resolved; every kernel with every bandwidth.
+        bandwidth_: the number of the primary one.
+        notices_: what was dropped or should be known about the resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: str | Sequence[str] = "exponential",
+        bandwidth: str | float | Sequence[str | float] = "ess=1000",
+        normalize: bool = True,
+        threads: int | None = None,
+        seed: int = 0,
+        max_memory: int = 2_000_000_000,
+    ) -> None:
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.normalize = normalize
+        self.threads = threads
+        self.seed = seed
+        self.max_memory = max_memory
+
+    # --- scikit-learn's manners ---
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters."""
+        names = ("kernel", "bandwidth", "normalize", "threads", "seed", "max_memory")
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters of the constructor.
+
+        Raises:
+            ParameterError: an unknown name.
+        """
+        for name, value in params.items():
+            if name not in self.get_params():
+                raise ParameterError(f"KernelDensity has no parameter {name!r}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        return f"KernelDensity({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+    def fit(
+        self,
+        X: Source | ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        queries: Source | ArrayLike | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> Self:
+        """Takes the rows of a corpus: a store, a path, or a matrix (n, d).
+
+        Args:
+            X: the rows.
+            y: ignored.
+            sample_weight: (n,) weights ≥ 0 of an array's rows.
+            queries: resolve bandwidth rules on these at once.
+            progress: shows progress.
+
+        Raises:
+            InputError: and its kinds: whatever is wrong with the rows, the kernel or the bandwidth.
+        """
+        kernels = self._kernels()
+        rules, _ = self._rules()
+        store = _as_source(X, "rows")
+        weights = None
+        if sample_weight is not None:
+            weights = np.asarray(sample_weight, dtype=np.float32)
+            if store.array is None:
+                raise ParameterError("sample_weight is for arrays: a store brings its own weights")
+            if weights.shape != (store.n,):
+                raise ShapeError(f"{weights.shape} weights for {store.n} rows")
+            if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+                raise ParameterError("weights must be finite, not negative, and not all zero")
+        self.store_ = store
+        self._weights = weights
+        self.notices_: list[str] = []
+        self.__dict__.pop("bandwidths_", None)
+        self.__dict__.pop("bandwidth_", None)
+        if isinstance(rules, list) and all(isinstance(rule, Bandwidth) for rule in rules):
+            self._keep([rule for rule in rules if isinstance(rule, Bandwidth)])
+        elif all(isinstance(rule, Rule) and rule.kind == "number" for rule in rules):
+            self._keep([Bandwidth(k, r.value, r.text) for k in kernels for r in rules if isinstance(r, Rule)])
+        elif queries is not None:
+            self._resolve(self._query_matrix(_as_source(queries, "queries")), None, progress or silent)
+        return self
+
+    def score_samples(self, X: Source | ArrayLike) -> NDArray[np.float64]:
+        """Log density of each query: (Q,) for one kernel and bandwidth, else (Q, B), kernels outermost."""
+        queries = self._query_matrix(_as_source(X, "queries"))
+        self._resolve(queries, None, silent)
+        scores = self._scan(queries, self._pairs()).total.log_density
+        if self.normalize:
+            d = self.store_.d
+            scores = scores - np.array([log_normalizer(b.kernel, d, b.bandwidth) for b in self.bandwidths_])
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def score(self, X: Source | ArrayLike, y: object = None) -> float:
+        """Total log density of the queries at the primary kernel and bandwidth."""
+        scores = self.score_samples(X)
+        return float((scores if scores.ndim == 1 else scores[:, 0]).sum())
+
+    def kneighbors(
+        self, X: Source | ArrayLike, n_neighbors: int = 5, return_distance: bool = True
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | NDArray[np.int64]:
+        """The nearest rows of each query: distances (Q, k) float64 and row numbers (Q, k) int64, nearest first.
+
+        Raises:
+            ParameterError: more neighbours than rows, or none.
+        """
+        self._check_fitted()
+        if not 1 <= n_neighbors <= self.store_.n:
+            raise ParameterError(f"n_neighbors={n_neighbors}, but the corpus has {self.store_.n} rows")
+        scan = self._scan(self._query_matrix(_as_source(X, "queries")), [], neighbors=n_neighbors)
+        return (scan.neighbor_distances, scan.neighbor_rows) if return_distance else scan.neighbor_rows
+
+    # --- the tables ---
+
+    def resolve(
+        self,
+        queries: Source | ArrayLike,
+        *,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        progress: ProgressFactory | None = None,
+    ) -> list[Bandwidth]:
+        """Resolves the bandwidth rules on these queries (once: later calls return the same numbers)."""
+        self._check_fitted()
+        store = _as_source(queries, "queries")
+        matrix = self._query_matrix(store)
+        own = self._own_rows(store, matrix) if exclude_self else None
+        self._resolve(matrix, own, progress or silent, exclude_within)
+        return self.bandwidths_
+
+    def density(
+        self,
+        queries: Source | ArrayLike,
+        neighbors: int = 10,
+        by_group: bool = False,
+        *,
+        normalize: bool = False,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        progress: ProgressFactory | None = None,
+    ) -> DensityTable:
+        """Densities, neighbours and typicality of queries as tables (see `lmd3.results`).
+
+        Args:
+            queries: a store, a path or a matrix (Q, d). Ids are the store's, else row numbers from 0.
+            neighbors: nearest rows listed per query (at least one is found for `max_cosine`).
+            by_group: also the density under each group of rows.
+            normalize: subtract the kernel's constant of ℝᵈ.
+            exclude_self: leave a query's own row out: the row of the same id, whose vector must agree.
+            exclude_within: leave out rows nearer than this; their number is in `excluded`.
+            progress: shows progress.
+
+        Raises:
+            InputError: and its kinds: whatever is wrong with the queries or options.
+        """
+        started = time.time()
+        self._check_fitted()
+        if neighbors < 0:
+            raise ParameterError(f"neighbors={neighbors} is negative")
+        store = _as_source(queries, "queries")
+        if by_group and not self.store_.groups:
+            raise ParameterError("the corpus has no groups", remedy="encode it with --group, or leave --by-group out")
+        matrix = self._query_matrix(store)
+        own = self._own_rows(store, matrix) if exclude_self else None
+        self._resolve(matrix, own, progress or silent, exclude_within)
+        k = min(max(neighbors, 1), self.store_.n)
+        scan = self._scan(
+            matrix,
+            self._pairs(),
+            neighbors=k,
+            by_group=by_group,
+            own=own,
+            exclude_within=exclude_within,
+            tables=True,
+            progress=progress or silent,
+        )
+        builder = _Tables(self, store, matrix, scan)
+        table = DensityTable(
+            builder.density(by_group, normalize), builder.queries(), builder.neighbors(neighbors), {}
+        )
+        table.run.update(self._run(store, scan, table))
+        table.run.update(
+            settings={
+                "neighbors": neighbors,
+                "by_group": by_group,
+                "normalize": normalize,
+                "exclude_self": exclude_self,
+                "exclude_within": exclude_within,
+                "seed": self.seed,
+            },
+            seconds=round(time.time() - started, 3),
+        )
+        return table
+
+    # --- inside ---
+
+    def _kernels(self) -> list[str]:
+        kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)
+        if not kernels:
+            raise ParameterError("no kernel given")
+        for kernel in kernels:
+            if kernel not in KERNELS:
+                raise _unknown_kernel(kernel)
+        if len(set(kernels)) < len(kernels):
+            raise ParameterError("a kernel was given twice")
+        return kernels
+
+    def _rules(self) -> tuple[list[Rule] | list[Bandwidth], bool]:
+        """The parsed rules (or the content of a file), and whether they are the default grid."""
+        given = self.bandwidth
+        rules = [given] if isinstance(given, (str, float, int)) or not isinstance(given, Sequence) else list(given)
+        if not rules:
+            raise ParameterError("no bandwidth given")
+        files = [rule for rule in rules if isinstance(rule, str) and rule.startswith("@")]
+        if files:
+            if len(rules) > 1:
+                raise ParameterError("a file of bandwidths stands alone: it is the whole set")
+            resolved = read_bandwidths(files[0][1:])
+            for entry in resolved:
+                if entry.kernel not in KERNELS:
+                    raise _unknown_kernel(entry.kernel)
+            return resolved, False
+        parsed = [parse_rule(rule) for rule in rules]
+        if len({rule.text for rule in parsed}) < len(parsed):
+            raise ParameterError("a bandwidth was given twice")
+        return parsed, tuple(rules) == DEFAULT_RULES
+
+    def _keep(self, bandwidths: list[Bandwidth]) -> None:
+        self.bandwidths_ = bandwidths
+        self.bandwidth_ = bandwidths[0].bandwidth
+
+    def _pairs(self) -> list[tuple[str, float]]:
+        return [(entry.kernel, entry.bandwidth) for entry in self.bandwidths_]
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "store_"):
+            raise ParameterError("not fitted", remedy="call fit(corpus) first")
+
+    def _query_matrix(self, store: Store) -> NDArray[np.float32]:
+        """All queries as float32 (Q, d)."""
+        self._check_fitted()
+        if store.d != self.store_.d:
+            raise ShapeError(f"queries have {store.d} dimensions, the corpus has {self.store_.d}")
+        _check_same_encoder(self.store_, store)
+        if store.array is not None and store.array.dtype == np.float32:
+            return store.array
+        return store.rows(np.arange(store.n))
+
+    def _rounding(self) -> float:
+        """Rounding of a stored row as a distance, for rows of about unit norm."""
+        return _ROUNDING.get(self.store_.dtype, 2.0**-8)
+
+    def _own_rows(self, queries: Store, matrix: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Row of the corpus that each query is, by id; −1 for none. Vectors must agree."""
+        corpus = self.store_
+        own = np.full(queries.n, -1, dtype=np.int64)
+        same = queries is corpus or (queries.path is not None and queries.path == corpus.path)
+        if same:
+            own = np.arange(corpus.n, dtype=np.int64)
+        else:
+            wanted = {identifier: row for row, identifier in enumerate(queries.ids())}
+            step = 1 << 16
+            for start in range(0, corpus.n, step):
+                rows = np.arange(start, min(start + step, corpus.n))
+                for row, identifier in zip(rows, corpus.ids(rows), strict=True):
+                    if identifier in wanted:
+                        own[wanted[identifier]] = row
+        found = np.flatnonzero(own >= 0)
+        if len(found) == 0:
+            raise JoinError("no query has the id of a row of the corpus", remedy="leave --exclude-self out")
+        for start in range(0, len(found), 4096):
+            part = found[start : start + 4096]
+            vectors = matrix[part].astype(np.float64)
+            distance = np.linalg.norm(vectors - corpus.rows(own[part]), axis=1)
+            allowed = np.maximum(1e-3 * np.linalg.norm(vectors, axis=1), 2 * self._rounding())
+            if (distance >= allowed).any():
+                bad = int(part[np.flatnonzero(distance >= allowed)[0]])
+                name = queries.ids(np.array([bad]))[0]
+                raise JoinError(
+                    f"query {name!r} has the id of row {own[bad]} of the corpus but another vector",
+                    row=bad,
+                    remedy="ids of different things were compared: leave --exclude-self out, or give other ids",
+                )
+        return own
+
+    def _scan(
+        self,
+        queries: NDArray[np.float32],
+        kernels: list[tuple[str, float]],
+        *,
+        neighbors: int = 0,
+        by_group: bool = False,
+        own: NDArray[np.int64] | None = None,
+        exclude_within: float = 0.0,
+        tables: bool = False,
+        progress: ProgressFactory = silent,
+        label: str = "density",
+    ) -> _lmd3.Scan:
+        store = self.store_
+        source: Any = store.array if store.native is None else store.native
+        with progress(label, float(store.n) * len(queries), "pairs") as bar:
+            return _lmd3.scan(
+                source,
+                queries,
+                kernels,
+                neighbors=neighbors,
+                by_group=by_group,
+                exclude_rows=own,
+                exclude_within=exclude_within,
+                row_rounding=self._rounding(),
+                max_cosine=tables,
+                row_sum=tables,
+                weights=self._weights,
+                threads=self.threads or 0,
+                memory=max(1, self.max_memory // 2),
+                progress=lambda done, total: bar.update(float(done)),
+            )
+
+    def _resolve(
+        self,
+        queries: NDArray[np.float32],
+        own: NDArray[np.int64] | None,
+        progress: ProgressFactory,
+        exclude_within: float = 0.0,
+    ) -> None:
+        """Resolves rules where that has not happened yet."""
+        if hasattr(self, "bandwidths_"):
+            return
+        parsed, defaults = self._rules()
+        kernels = self._kernels()
+        texts = [rule.text for rule in parsed if isinstance(rule, Rule)]
+        rules, self.notices_ = split_rules(texts, kernels, self.store_.n, defaults=defaults)
+        generator = np.random.default_rng(self.seed)
+        chosen = np.arange(len(queries))
+        if len(queries) > RULE_QUERIES:
+            chosen = np.sort(generator.choice(len(queries), RULE_QUERIES, replace=False))
+        sample = np.ascontiguousarray(queries[chosen])
+        own_sample = None if own is None else np.ascontiguousarray(own[chosen])
+        estimator, share = self._rule_rows(rules, generator, own is not None)
+        scale = _typical_distance(estimator.store_, sample, generator)
+        resolved = []
+        for kernel in kernels:
+
+            def evaluate(
+                grid: Sequence[float], kernel: str = kernel
+            ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+                scan = estimator._scan(
+                    sample,
+                    [(kernel, float(h)) for h in grid],
+                    own=own_sample,
+                    exclude_within=exclude_within,
+                    progress=progress,
+                    label="bandwidth",
+                )
+                return scan.total.log_sum, scan.total.ess
+
+            resolved += resolve(
+                rules, kernel, evaluate, scale=scale, sampled_rows=estimator.store_.n, row_share=share
+            )
+        self._keep(resolved)
+
+    def _rule_rows(
+        self, rules: Sequence[Rule], generator: np.random.Generator, all_rows: bool
+    ) -> tuple[KernelDensity, float]:
+        """An estimator over the rows that the rules look at, and their share of the corpus.
+
+        As many rows as leave `RULE_EFFECTIVE` of the smallest target in the sample, at least `RULE_ROWS`, at most all.
+        """
+        store = self.store_
+        smallest = min((rule.value for rule in rules if rule.kind != "number"), default=1.0)
+        rows = max(RULE_ROWS, math.ceil(store.n * RULE_EFFECTIVE / smallest))
+        # A gathered sample must fit the memory allowed; weights and left-out rows need the whole.
+        if all_rows or rows >= store.n or self._weights is not None or rows * store.d * 4 > self.max_memory:
+            return self, 1.0
+        chosen = np.sort(generator.choice(store.n, rows, replace=False))
+        sample = KernelDensity(threads=self.threads, max_memory=self.max_memory)
+        sample.store_ = open_store(store.rows(chosen))
+        sample._weights = None
+        return sample, rows / store.n
+
+    def _run(self, queries: Store, scan: _lmd3.Scan, table: DensityTable) -> dict[str, Any]:
+        store = self.store_
+        return {
+            "kind": "density",
+            "version": _lmd3.__version__,
+            "kernels": self._kernels(),
+            "bandwidths": [entry.to_dict() for entry in self.bandwidths_],
+            "store": _describe(store),
+            "queries": _describe(queries),
+            "method": "exact",
+            "precision": "float32",
+            "simd": scan.level,
+            "notices": list(self.notices_),
+            "rows": scan.rows,
+            "zero_densities": int(np.isneginf(table.density["log_density"].to_numpy()).sum()),
+        }
+
+
+def _describe(store: Store) -> dict[str, Any]:
+    return {
+        "path": None if store.path is None else str(store.path),
+        "fingerprint": store.fingerprint,
+        "n": store.n,
+        "d": store.d,
+        "dtype": store.dtype,
+        "normalised": store.normalised,
+        "groups": list(store.groups),
+        "encoder": store.encoder,
+    }
+
+
+def _check_same_encoder(corpus: Store, queries: Store) -> None:
+    """Refuses queries that another model (or another state of it) has encoded.
+
+    Raises:
+        ModelError: both sides name their encoder and the names differ.
+    """
+    if corpus.encoder is None or queries.encoder is None:
+        return
+    for key in ("kind", "model", "revision", "prompt", "dim", "fingerprint"):
+        mine, other = corpus.encoder.get(key), queries.encoder.get(key)
+        if key in corpus.encoder and key in queries.encoder and mine != other:
+            raise ModelError(
+                f"queries were encoded otherwise than the corpus: {key} {other!r}, not {mine!r}",
+                file=None if queries.path is None else str(queries.path),
+                remedy="encode the queries with the corpus's own model: give their texts to lmd3 density",
+            )
+
+
+def _typical_distance(store: Store, queries: NDArray[np.float32], generator: np.random.Generator) -> float:
+    """Root mean squared distance between sampled queries and rows: the scale on which bandwidths are searched."""
+    rows = store.rows(np.sort(generator.choice(store.n, min(store.n, 512), replace=False))).astype(np.float64)
+    some = queries[:256].astype(np.float64)
+    squared = (rows**2).sum(1).mean() + (some**2).sum(1).mean() - 2.0 * float(rows.mean(0) @ some.mean(0))
+    return math.sqrt(max(squared, 1e-12)) or 1.0
+
+
+class _Tables:
+    """Turns a scan into the columns of the tables."""
+
+    def __init__(
+        self, kde: KernelDensity, queries: Store, matrix: NDArray[np.float32], scan: _lmd3.Scan
+    ) -> None:
+        self.kde = kde
+        self.corpus = kde.store_
+        self.scan = scan
+        self.ids = queries.ids()
+        self.matrix = matrix
+        self.norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
+        self.rows = scan.neighbor_rows
+        self.distances = scan.neighbor_distances
+
+    def density(self, by_group: bool, normalize: bool) -> pa.Table:
+        parts: list[tuple[str | None, _lmd3.Estimate]] = [(None, self.scan.total)]
+        if by_group:
+            parts += [(self.corpus.groups[code], part) for code, part in sorted(self.scan.groups.items())]
+        tables = []
+        for b, bandwidth in enumerate(self.kde.bandwidths_):
+            constant = (
+                log_normalizer(bandwidth.kernel, self.corpus.d, bandwidth.bandwidth) if normalize else 0.0
+            )
+            for group, estimate in parts:
+                q = len(self.ids)
+                log_density = estimate.log_density[:, b] - constant
+                columns = {
+                    "id": pa.array(self.ids, pa.string()),
+                    "kernel": _constant(bandwidth.kernel, q),
+                    "bandwidth": _constant(bandwidth.bandwidth, q),
+                    "rule": _constant(bandwidth.rule, q),
+                    "group": pa.array([group] * q, pa.string()),
+                    "log_density": log_density,
+                    "std_error": np.zeros(q),
+                    "ci_low": log_density,
+                    "ci_high": log_density,
+                    "kernel_sum_log": estimate.log_sum[:, b],
+                    "ess": estimate.ess[:, b],
+                    "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
+                    "method": _constant("exact", q),
+                    "precision": _constant("float32", q),
+                    "flags": pa.array(np.where(np.isneginf(log_density), "zero", "").tolist(), pa.string()),
+                }
+                tables.append(pa.table(columns, schema=DENSITY))
+        return pa.concat_tables(tables)
+
+    def queries(self) -> pa.Table:
+        mean = self.scan.row_sum
+        mean_norm = float(np.linalg.norm(mean))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            typicality = (self.matrix.astype(np.float64) @ mean) / (self.norms * mean_norm)
+            max_cosine = np.minimum(self.scan.max_projection.astype(np.float64) / self.norms, 1.0)
+        nearest = self.rows[:, 0]
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "max_cosine": _nullable(max_cosine),
+            "typicality": _nullable(typicality),
+            "nearest_id": self._names(nearest),
+            "nearest_distance": _nullable(self.distances[:, 0]),
+            "kth_distance": _nullable(self.distances[:, -1]),
+            "local_dimension": _nullable(local_dimension(self.distances)),
+            "duplicates": self.scan.duplicates.astype(np.int64),
+            "excluded": self.scan.total.excluded.astype(np.int64),
+        }
+        return pa.table(columns, schema=QUERIES)
+
+    def neighbors(self, k: int) -> pa.Table:
+        k = min(k, self.rows.shape[1])
+        rows, distances = self.rows[:, :k], self.distances[:, :k]
+        present = rows >= 0
+        flat, query = rows[present], np.repeat(np.arange(len(rows)), k).reshape(rows.shape)[present]
+        cosine = np.empty(len(flat))
+        for start in range(0, len(flat), 1 << 14):
+            part = slice(start, start + (1 << 14))
+            vectors = self.corpus.rows(flat[part]).astype(np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                dots = np.einsum("ij,ij->i", vectors, self.matrix[query[part]].astype(np.float64))
+                cosine[part] = dots / (np.linalg.norm(vectors, axis=1) * self.norms[query[part]])
+        primary = self.kde.bandwidths_[0]
+        g = distances[present]
+        exponent = -g / primary.bandwidth if primary.kernel == "exponential" else -0.5 * (g / primary.bandwidth) ** 2
+        share = np.exp(exponent + np.log(self._weights(flat)) - self.scan.total.log_sum[query, 0])
+        rank = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(rows), 1))[present]
+        columns = {
+            "id": pa.array(self.ids, pa.string()).take(pa.array(query)),
+            "rank": rank,
+            "neighbor_id": self._names(flat),
+            "neighbor_group": self._groups(flat),
+            "distance": g,
+            "cosine": _nullable(cosine),
+            "share": _nullable(share),
+        }
+        return pa.table(columns, schema=NEIGHBORS)
+
+    def _names(self, rows: NDArray[np.int64]) -> pa.Array:
+        """Ids of rows, null where the row is −1."""
+        present = np.flatnonzero(rows >= 0)
+        names: list[str | None] = [None] * len(rows)
+        for at, name in zip(present, self.corpus.ids(rows[present]), strict=True):
+            names[at] = name
+        return pa.array(names, pa.string())
+
+    def _groups(self, rows: NDArray[np.int64]) -> pa.Array:
+        codes = self.corpus.group_codes()
+        if codes is None or not self.corpus.groups:
+            return pa.nulls(len(rows), pa.string())
+        return pa.array(self.corpus.groups, pa.string()).take(pa.array(codes[rows]))
+
+    def _weights(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        if self.kde._weights is None:
+            return np.ones(len(rows))
+        return self.kde._weights[rows].astype(np.float64)
+
+
+def local_dimension(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Local intrinsic dimension by Hill's estimator from the k nearest distances (Q, k), ascending.
+
+    −[mean log(r_i/r_k)]⁻¹ over r_i > 1e-6, i < k; NaN where fewer than two distances remain or all are equal.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(distances > 1e-6, np.log(distances / distances[:, -1:]), np.nan)[:, :-1]
+        counts = np.isfinite(ratios).sum(axis=1)
+        means = np.nansum(ratios, axis=1) / counts
+        return np.where((counts > 0) & (means < 0), -1.0 / means, np.nan)
+
+
+def _constant(value: str | float, n: int) -> pa.Array:
+    return pa.repeat(value, n)
+
+
+def _nullable(values: NDArray[np.float64]) -> pa.Array:
+    """Floats with null for what is not finite."""
+    return pa.array(values, mask=~np.isfinite(values))
