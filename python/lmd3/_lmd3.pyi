@@ -1,6 +1,7 @@
 """Type stubs of the native core (checked against it by stubtest)."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -115,3 +116,65 @@ class ShardWriter:
 
 def checksum(path: str | os.PathLike[str]) -> tuple[str, int]: ...
 def xxh3(data: bytes) -> str: ...
+
+# --- scan: exact kernel sums (src/python/estimate.rs, src/python/system.rs) ---
+
+@final
+class Estimate:
+    """Exact sums and densities under one set of rows, for Q queries and B kernels."""
+
+    @property
+    def log_density(self) -> NDArray[np.float64]: ...
+    @property
+    def log_sum(self) -> NDArray[np.float64]: ...
+    @property
+    def ess(self) -> NDArray[np.float64]: ...
+    @property
+    def excluded(self) -> NDArray[np.uint64]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+@final
+class Scan:
+    """The result of a scan."""
+
+    @property
+    def total(self) -> Estimate: ...
+    @property
+    def groups(self) -> dict[int, Estimate]: ...
+    @property
+    def neighbor_rows(self) -> NDArray[np.int64]: ...
+    @property
+    def neighbor_distances(self) -> NDArray[np.float64]: ...
+    @property
+    def duplicates(self) -> NDArray[np.uint64]: ...
+    @property
+    def max_projection(self) -> NDArray[np.float32]: ...
+    @property
+    def row_sum(self) -> NDArray[np.float64]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+
+def scan(
+    source: Store | NDArray[np.float32] | NDArray[np.float16],
+    queries: NDArray[np.float32],
+    kernels: Sequence[tuple[str, float]],
+    *,
+    neighbors: int = 0,
+    by_group: bool = False,
+    exclude_rows: NDArray[np.int64] | None = None,
+    exclude_within: float = 0.0,
+    row_rounding: float = 0.0,
+    max_cosine: bool = False,
+    row_sum: bool = False,
+    weights: NDArray[np.float32] | None = None,
+    threads: int = 0,
+    memory: int = 1073741824,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan: ...
+def simd_level() -> str: ...
+def simd_levels() -> list[str]: ...

@@ -1,4 +1,5 @@
-"""The choice of the bandwidth: rules, and their resolution to numbers once per job (method: bandwidth decides what
+"""The choice of the bandwidth: rules, and their resolution to numbers once per job (method: bandwidth
+decides what
 "density" means, so every later scan must take the same number)."""
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Rule:
     """How a bandwidth is found.
 
     Attributes:
-        kind: "number" (h itself), "ess" (median effective sample size over the queries), "mass" (median kernel sum).
+        kind: "number" (h itself), "ess" (median effective sample size over the queries), "mass" (median
+        kernel sum).
         value: the number or target.
         text: as the user wrote it.
     """
@@ -102,7 +104,9 @@ def read_bandwidths(path: str | Path) -> list[Bandwidth]:
         if value["format"] != 1:
             raise FormatError(f"bandwidths of format {value['format']}, not 1", file=str(path))
         known = Bandwidth.__dataclass_fields__
-        found = [Bandwidth(**{key: entry[key] for key in entry if key in known}) for entry in value["bandwidths"]]
+        found = [
+            Bandwidth(**{key: entry[key] for key in entry if key in known}) for entry in value["bandwidths"]
+        ]
         for entry in found:
             parse_rule(float(entry.bandwidth))
     except (KeyError, TypeError, ValueError) as error:
@@ -123,7 +127,8 @@ def split_rules(
         rules: as asked for.
         kernels: names of the kernels (for messages).
         rows: rows of the corpus.
-        defaults: whether the rules are the default grid, of which too large targets are dropped; asked for by name
+        defaults: whether the rules are the default grid, of which too large targets are dropped; asked for
+        by name
             they are refused.
 
     Raises:
@@ -136,14 +141,17 @@ def split_rules(
         return parsed, []
     if not defaults:
         raise ParameterError(
-            f"bandwidth {large[0].text}: a quarter of the corpus's {rows} rows is {largest:g}; wider kernels have no "
-            "local meaning",
-            remedy=f"give ess={math.floor(largest)} or less, or a number" if largest >= 2 else "give a number",
+            f"bandwidth {large[0].text}: a quarter of the corpus's {rows} rows is {largest:g}; wider kernels "
+            "have no local meaning",
+            remedy=f"give ess={math.floor(largest)} or less, or a number"
+            if largest >= 2
+            else "give a number",
         )
     kept = [rule for rule in parsed if rule not in large]
     if not kept:
         raise ParameterError(
-            f"the corpus has {rows} rows: too few for the default bandwidths", remedy="give --bandwidth a number"
+            f"the corpus has {rows} rows: too few for the default bandwidths",
+            remedy="give --bandwidth a number",
         )
     dropped = ", ".join(rule.text for rule in large)
     primary = max(kept, key=lambda rule: rule.value)
@@ -164,14 +172,17 @@ def resolve(
 ) -> list[Bandwidth]:
     """Turns rules into numbers.
 
-    The median over the sampled queries of the effective sample size (or of the kernel sum) grows with h; it is
-    computed on a wide grid, on a fine grid around each target, and interpolated in log-log; a last evaluation at the
+    The median over the sampled queries of the effective sample size (or of the kernel sum) grows with h; it
+    is
+    computed on a wide grid, on a fine grid around each target, and interpolated in log-log; a last
+    evaluation at the
     bandwidths found gives the value achieved.
 
     Args:
         rules: the rules.
         kernel: name of the kernel.
-        evaluate: bandwidths (B,) → (log kernel sums (Q, B), effective sample sizes (Q, B)) over the sampled rows.
+        evaluate: bandwidths (B,) → (log kernel sums (Q, B), effective sample sizes (Q, B)) over the sampled
+        rows.
         scale: a typical distance between a query and a row.
         sampled_rows: rows of the sample.
         row_share: share of the corpus's rows in the sample: sums and effective sizes are divided by it.
@@ -190,7 +201,9 @@ def resolve(
         found = [_interpolate(fine, tables[rule.kind], rule) for rule in wanted]
         log_sums, ess = evaluate(found)
         for column, (rule, h) in enumerate(zip(wanted, found, strict=True)):
-            values = ess[:, column] / row_share if rule.kind == "ess" else np.exp(log_sums[:, column]) / row_share
+            values = (
+                ess[:, column] / row_share if rule.kind == "ess" else np.exp(log_sums[:, column]) / row_share
+            )
             low, middle, high = _median_interval(values)
             solved[rule] = Bandwidth(kernel, h, rule.text, middle, low, high, len(values), sampled_rows)
     return [
@@ -210,9 +223,7 @@ def _medians(
         }
 
 
-def _bracket(
-    grid: NDArray[np.float64], values: NDArray[np.float64], rule: Rule
-) -> tuple[float, float]:
+def _bracket(grid: NDArray[np.float64], values: NDArray[np.float64], rule: Rule) -> tuple[float, float]:
     target = math.log(rule.value)
     above = np.flatnonzero(values >= target)
     if len(above) == 0 or above[0] == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +61,7 @@ def _unknown_kernel(kernel: object) -> ParameterError:
 
 
 def _as_source(source: Source | ArrayLike, what: str) -> Store:
-    """A store of whatever was given; float64 arrays are rounded to float32 here, on purpose and nowhere else."""
+    """A store of whatever was given; float64 arrays are rounded to float32 here and nowhere else."""
     if isinstance(source, (str, Path, Store)):
         store = open_store(source)
     else:
@@ -78,15 +78,18 @@ def _as_source(source: Source | ArrayLike, what: str) -> Store:
 class KernelDensity:
     """Kernel density estimation over embeddings, exact, at the speed of the hardware.
 
-    Follows the manners of `sklearn.neighbors.KernelDensity`; rows and queries are float32 or float16 (float64 arrays
+    Follows the manners of `sklearn.neighbors.KernelDensity`; rows and queries are float32 or float16
+    (float64 arrays
     are rounded to float32).
 
     Args:
         kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), or a list of them.
-        bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is 1000;
-            "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the first is the
-            primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring call, and kept.
-        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` never does: on a sphere
+        bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is
+        1000;
+            "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the first is
+            the primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring call, and kept.
+        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` never does:
+        on a sphere
             the constant of ℝᵈ means nothing.)
         threads: threads; None takes all cores.
         seed: seed of the samples that rules look at.
@@ -202,7 +205,8 @@ class KernelDensity:
     def kneighbors(
         self, X: Source | ArrayLike, n_neighbors: int = 5, return_distance: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | NDArray[np.int64]:
-        """The nearest rows of each query: distances (Q, k) float64 and row numbers (Q, k) int64, nearest first.
+        """The nearest rows of each query: distances (Q, k) float64 and row numbers (Q, k) int64, nearest
+        first.
 
         Raises:
             ParameterError: more neighbours than rows, or none.
@@ -262,7 +266,9 @@ class KernelDensity:
             raise ParameterError(f"neighbors={neighbors} is negative")
         store = _as_source(queries, "queries")
         if by_group and not self.store_.groups:
-            raise ParameterError("the corpus has no groups", remedy="encode it with --group, or leave --by-group out")
+            raise ParameterError(
+                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
+            )
         matrix = self._query_matrix(store)
         own = self._own_rows(store, matrix) if exclude_self else None
         self._resolve(matrix, own, progress or silent, exclude_within)
@@ -311,7 +317,11 @@ class KernelDensity:
     def _rules(self) -> tuple[list[Rule] | list[Bandwidth], bool]:
         """The parsed rules (or the content of a file), and whether they are the default grid."""
         given = self.bandwidth
-        rules = [given] if isinstance(given, (str, float, int)) or not isinstance(given, Sequence) else list(given)
+        rules = (
+            [given]
+            if isinstance(given, (str, float, int)) or not isinstance(given, Sequence)
+            else list(given)
+        )
         if not rules:
             raise ParameterError("no bandwidth given")
         files = [rule for rule in rules if isinstance(rule, str) and rule.startswith("@")]
@@ -382,7 +392,8 @@ class KernelDensity:
                 raise JoinError(
                     f"query {name!r} has the id of row {own[bad]} of the corpus but another vector",
                     row=bad,
-                    remedy="ids of different things were compared: leave --exclude-self out, or give other ids",
+                    remedy="ids of different things were compared: leave --exclude-self out, or give other
+                    ids",
                 )
         return own
 
@@ -467,7 +478,8 @@ class KernelDensity:
     ) -> tuple[KernelDensity, float]:
         """An estimator over the rows that the rules look at, and their share of the corpus.
 
-        As many rows as leave `RULE_EFFECTIVE` of the smallest target in the sample, at least `RULE_ROWS`, at most all.
+        As many rows as leave `RULE_EFFECTIVE` of the smallest target in the sample, at least `RULE_ROWS`,
+        at most all.
         """
         store = self.store_
         smallest = min((rule.value for rule in rules if rule.kind != "number"), default=1.0)
@@ -531,7 +543,7 @@ def _check_same_encoder(corpus: Store, queries: Store) -> None:
 
 
 def _typical_distance(store: Store, queries: NDArray[np.float32], generator: np.random.Generator) -> float:
-    """Root mean squared distance between sampled queries and rows: the scale on which bandwidths are searched."""
+    """Root mean squared distance of sampled queries and rows: the scale on which bandwidths are searched."""
     rows = store.rows(np.sort(generator.choice(store.n, min(store.n, 512), replace=False))).astype(np.float64)
     some = queries[:256].astype(np.float64)
     squared = (rows**2).sum(1).mean() + (some**2).sum(1).mean() - 2.0 * float(rows.mean(0) @ some.mean(0))
@@ -619,7 +631,9 @@ class _Tables:
                 cosine[part] = dots / (np.linalg.norm(vectors, axis=1) * self.norms[query[part]])
         primary = self.kde.bandwidths_[0]
         g = distances[present]
-        exponent = -g / primary.bandwidth if primary.kernel == "exponential" else -0.5 * (g / primary.bandwidth) ** 2
+        exponent = (
+            -g / primary.bandwidth if primary.kernel == "exponential" else -0.5 * (g / primary.bandwidth) ** 2
+        )
         share = np.exp(exponent + np.log(self._weights(flat)) - self.scan.total.log_sum[query, 0])
         rank = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(rows), 1))[present]
         columns = {

@@ -1,4 +1,4 @@
-"""The density tables: frozen results, their file schemas, reading and writing. Needs neither torch nor the native core."""
+"""The density tables: frozen results, their file schemas, reading and writing, without the native core."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ DENSITY_FILES = ("density.parquet", "queries.parquet", "neighbors.parquet", "ban
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON under a temporary name and renames it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(
+        json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     temporary.replace(path)
 
 
@@ -104,7 +106,8 @@ class DensityTable:
         density: `DENSITY`: one row per query, kernel, bandwidth and group.
         queries: `QUERIES`: one row per query, in the order of the queries.
         neighbors: `NEIGHBORS`: up to k rows per query.
-        run: settings, fingerprints, versions, SIMD level, seconds; `run["bandwidths"]` lists the kernels with their
+        run: settings, fingerprints, versions, SIMD level, seconds; `run["bandwidths"]` lists the kernels
+        with their
             bandwidths, the primary one first.
     """
 

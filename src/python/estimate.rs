@@ -10,12 +10,12 @@ use pyo3::prelude::*;
 
 use super::convert::Matrix;
 use super::errors::to_python;
-use super::store::PyStore;
+use super::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
-use crate::scan::{self, Control, NO_ROW, Request, Scan};
+use crate::scan::{Control, NO_ROW, Request, Scan, scan as run_scan};
 use crate::simd::Level;
 
 /// How often a running scan looks for Ctrl-C and reports progress.
@@ -164,7 +164,7 @@ impl PyScan {
 /// `progress(done, total)` is called about ten times a second with pairs of rows and queries.
 #[pyfunction]
 #[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, exclude_rows=None, exclude_within=0.0,
-    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, threads=0, memory=1 << 30, progress=None))]
+    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, threads=0, memory=1_073_741_824, progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan(
     py: Python<'_>,
@@ -212,7 +212,7 @@ fn scan(
         threads,
         memory,
     };
-    let store = source.cast::<PyStore>().ok().map(|store| store.get().inner().clone());
+    let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
     let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
     let views: Vec<ShardView<'_>> = match (&store, &matrix) {
         (Some(store), _) => store.shards().iter().map(|shard| shard.view()).collect(),
@@ -275,7 +275,10 @@ fn watched(
         std::thread::scope(|scope| {
             let (sender, receiver) = channel();
             let control = &control;
-            scope.spawn(move || sender.send(scan::scan(views, request, None, control)));
+            scope.spawn(move || {
+                // The receiver waits until this is sent.
+                let _ = sender.send(run_scan(views, request, None, control));
+            });
             let mut failure = None;
             let result = loop {
                 match receiver.recv_timeout(TICK) {

@@ -84,6 +84,9 @@ pub struct Scan {
     pub rows: u64,
 }
 
+/// Up to here distances are taken from differences: no cancellation, and hardly slower.
+const FEW_DIMENSIONS: usize = 32;
+
 /// Per query: the norm, and the squared distances below which a pair is looked at again.
 struct QueryFacts {
     /// ‖q‖².
@@ -130,6 +133,9 @@ fn near_threshold(sq_norm: f64, duplicate: f64, request: &Request<'_>) -> f32 {
     let rounding = f64::from(f32::EPSILON) / 2.0;
     let delta = rounding * (8.0 + 2.0 * (request.d as f64).sqrt()) * sq_norm;
     let mut near = (duplicate.max(request.exclude_within.powi(2)) + 2.0 * delta) * (1.0 + 1e-5);
+    if request.d <= FEW_DIMENSIONS {
+        return (near as f32).min(FAR / 2.0);
+    }
     for kernel in &request.kernels {
         let h = kernel.bandwidth;
         let limit = if kernel.kernel.takes_root() {
@@ -485,9 +491,13 @@ impl<'j, 'a> Worker<'j, 'a> {
         for panel in 0..queries.len().div_ceil(width) {
             let lanes = panel * width..((panel + 1) * width).min(queries.len());
             let packed = &job.panels[(first_panel + panel) * d * width..][..d * width];
-            level.dots(rows, d, packed, &mut self.tile);
             self.load_lanes(queries.start, &lanes);
-            level.sq_distances(&mut self.tile, &self.norms, &self.query_norms, &mut self.min);
+            if d <= FEW_DIMENSIONS {
+                level.sq_differences(rows, d, packed, &mut self.tile, &mut self.min);
+            } else {
+                level.dots(rows, d, packed, &mut self.tile);
+                level.sq_distances(&mut self.tile, &self.norms, &self.query_norms, &mut self.min);
+            }
             self.hits.clear();
             level.below(&self.tile, &self.min, &self.cut, &mut self.hits);
             if !self.hits.is_empty() && self.take_hits(rows, place, queries.start, lanes.start, slots, result)

@@ -76,6 +76,16 @@ fn dots_norms_and_distances_agree_with_double_precision() {
                 let mut again = vec![0.0; width];
                 level.column_min(&tile, &mut again);
                 assert_eq!(again, min);
+                level.sq_differences(&rows, d, &panel, &mut tile, &mut min);
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let exact = level.sq_distance(row, query);
+                        let relative = (f64::from(tile[i * width + j]) - exact).abs() / exact;
+                        assert!(relative < 1.2e-7 * (3.0 + d as f64), "{d} {n} {i} {j}: {relative:e}");
+                    }
+                }
+                level.column_min(&tile, &mut again);
+                assert_eq!(again, min);
             }
         }
     });

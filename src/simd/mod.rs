@@ -35,6 +35,17 @@ macro_rules! instantiate {
         }
 
         #[target_feature(enable = $features)]
+        pub(super) fn sq_differences(
+            rows: &[f32],
+            d: usize,
+            panel: &[f32],
+            tile: &mut [f32],
+            min: &mut [f32],
+        ) {
+            tile::sq_differences::<$lanes>(rows, d, panel, WIDTH, tile, min);
+        }
+
+        #[target_feature(enable = $features)]
         pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
             tile::column_min::<$lanes>(tile, WIDTH, min);
         }
@@ -152,6 +163,18 @@ impl Level {
         min: &mut [f32],
     ) {
         dispatch!(self, sq_distances(tile, row_norms, query_norms, min));
+    }
+
+    /// Squared distances from differences, with the smallest of each column: for few dimensions.
+    pub(crate) fn sq_differences(
+        self,
+        rows: &[f32],
+        d: usize,
+        panel: &[f32],
+        tile: &mut [f32],
+        min: &mut [f32],
+    ) {
+        dispatch!(self, sq_differences(rows, d, panel, tile, min));
     }
 
     /// The smallest of each column, `FAR` where there are no rows.

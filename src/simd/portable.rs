@@ -94,6 +94,10 @@ pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f
     tile::sq_distances::<Eight>(tile, WIDTH, row_norms, query_norms, min);
 }
 
+pub(super) fn sq_differences(rows: &[f32], d: usize, panel: &[f32], tile: &mut [f32], min: &mut [f32]) {
+    tile::sq_differences::<Eight>(rows, d, panel, WIDTH, tile, min);
+}
+
 pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
     tile::column_min::<Eight>(tile, WIDTH, min);
 }

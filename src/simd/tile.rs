@@ -103,6 +103,36 @@ pub(super) fn sq_distances<V: Lanes>(
     }
 }
 
+/// Squared distances from differences, Σ (x − q)², with the smallest of each column: for few dimensions, where the
+/// cancellation in x² + q² − 2⟨x,q⟩ would cost more accuracy than the subtraction costs time.
+#[inline(always)]
+pub(super) fn sq_differences<V: Lanes>(
+    rows: &[f32],
+    d: usize,
+    panel: &[f32],
+    width: usize,
+    tile: &mut [f32],
+    min: &mut [f32],
+) {
+    assert!(rows.len() * width == tile.len() * d && panel.len() == d * width && min.len() == width);
+    for v in (0..width).step_by(V::N) {
+        let mut smallest = V::splat(FAR);
+        for (i, row) in rows.chunks_exact(d).enumerate() {
+            let mut sum = V::splat(0.0);
+            for (k, &x) in row.iter().enumerate() {
+                // SAFETY: k·width + v + N ≤ panel.len().
+                let difference = V::splat(x).sub(unsafe { V::load(panel.as_ptr().add(k * width + v)) });
+                sum = difference.mul_add(difference, sum);
+            }
+            // SAFETY: i·width + v + N ≤ tile.len().
+            unsafe { sum.store(tile.as_mut_ptr().add(i * width + v)) };
+            smallest = smallest.min(sum);
+        }
+        // SAFETY: v + N ≤ width = min.len().
+        unsafe { smallest.store(min.as_mut_ptr().add(v)) };
+    }
+}
+
 /// The smallest of each column.
 #[inline(always)]
 pub(super) fn column_min<V: Lanes>(tile: &[f32], width: usize, min: &mut [f32]) {
