@@ -85,12 +85,11 @@ class KernelDensity:
     Args:
         kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), or a list of them.
         bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is
-        1000;
-            "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the first is
-            the primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring call, and kept.
-        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` never does:
-        on a sphere
-            the constant of ℝᵈ means nothing.)
+            1000; "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the
+            first is the primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring
+            call, and kept.
+        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` does
+            not by default: on a sphere the constant of ℝᵈ means nothing.)
         threads: threads; None takes all cores.
         seed: seed of the samples that rules look at.
         max_memory: bytes that sums in flight may take beside the page cache.
@@ -392,8 +391,7 @@ class KernelDensity:
                 raise JoinError(
                     f"query {name!r} has the id of row {own[bad]} of the corpus but another vector",
                     row=bad,
-                    remedy="ids of different things were compared: leave --exclude-self out, or give other
-                    ids",
+                    remedy="ids of different things were compared: leave --exclude-self out, or give other ids",
                 )
         return own
 
