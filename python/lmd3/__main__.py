@@ -2,4 +2,6 @@
 
 from lmd3.cli import run
 
-run()
+# Worker processes import this module too.
+if __name__ == "__main__":
+    run()
