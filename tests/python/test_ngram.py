@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmd3.errors import ParameterError, ShapeError
-from lmd3.performance import OUTCOME_SCHEMA, from_model
+from lmd3.outcomes import OUTCOME_SCHEMA
+from lmd3.performance import from_model
 from lmd3.performance.ngram import NgramModel
 from lmd3.texts import Texts
 

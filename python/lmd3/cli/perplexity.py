@@ -84,7 +84,7 @@ def perplexity(
         raise ParameterError("no text could be scored: there is nothing to write", file=str(texts[0]))
     run = {
         "command": "perplexity",
-        "texts": {
+        "input": {
             "files": [str(path) for path in texts],
             "text": text,
             "id": id,

@@ -19,27 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmd3.errors import ParameterError
+from lmd3.outcomes import OUTCOME_SCHEMA
 from lmd3.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
     from lmd3.texts import Texts
 
-__all__ = ["OUTCOME_SCHEMA", "LanguageModel", "Likelihoods", "from_model", "outcome_table"]
-
-#: Columns of every outcome table (null where they do not apply).
-OUTCOME_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("outcome", pa.string()),
-        ("value", pa.float64()),
-        ("kind", pa.string()),
-        ("trials", pa.int64()),
-        ("weight", pa.float64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-        ("group", pa.string()),
-    ]
-)
+__all__ = ["LanguageModel", "Likelihoods", "from_model", "outcome_table"]
 
 _BATCH = 1024
 
