@@ -180,12 +180,14 @@ def _load(model: str, device: str | None, revision: str | None) -> Any:
         with _quiet():
             import torch
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise MissingDependencyError(
             f"the encoder {model!r} needs a package that is not installed: {error.name or error}",
             remedy="pip install 'lmd3[encode]'",
         ) from None
     try:
+        transformers_logging.disable_progress_bar()
         with _quiet():
             loaded = SentenceTransformer(model, device=device, revision=revision, trust_remote_code=False)
         return loaded.to(torch.float32).eval()
@@ -197,6 +199,8 @@ def _load(model: str, device: str | None, revision: str | None) -> Any:
             f"the model {model!r} can't be loaded: {reason.rstrip('.')}",
             remedy="give the name or folder of a sentence-transformers model",
         ) from error
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
