@@ -634,14 +634,15 @@ class StoreWriter:
                         if entry := shard.pop("groups", None):
                             (self._folder / entry["name"]).unlink()
                 manifest = self._manifest()
-                draft = Store(path=self._folder, manifest=manifest)
-                self._unique.check(lambda rows: draft.ids(np.asarray(rows)), file=str(self.path))
                 with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
                     json.dump(manifest, file, ensure_ascii=False, indent=1)
                     file.write("\n")
                     file.flush()
                     os.fsync(file.fileno())
                 _sync_folder(self._folder)
+                # Opened before it is published: what can't be opened must not get the store's name.
+                draft = open_store(self._folder)
+                self._unique.check(lambda rows: draft.ids(np.asarray(rows)), file=str(self.path))
                 self._folder.chmod(0o777 & ~_umask())
                 self._publish()
         except BaseException:
