@@ -137,6 +137,16 @@ class KernelDensity:
             setattr(self, name, value)
         return self
 
+    def check_params(self) -> None:
+        """Checks the parameters as `fit` does, without data.
+
+        Raises:
+            ParameterError: an unknown kernel, a bandwidth that is none.
+            FileMissingError, FormatError: a file of bandwidths that can't be read.
+        """
+        self._kernels()
+        self._rules()
+
     def __repr__(self) -> str:
         return f"KernelDensity({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
@@ -391,7 +401,7 @@ class KernelDensity:
                 raise JoinError(
                     f"query {name!r} has the id of row {own[bad]} of the corpus but another vector",
                     row=bad,
-                    remedy="ids of different things were compared: leave --exclude-self out, or give other ids",
+                    remedy="these ids name different things: leave --exclude-self out, or give other ids",
                 )
         return own
 
@@ -632,7 +642,7 @@ class _Tables:
         exponent = (
             -g / primary.bandwidth if primary.kernel == "exponential" else -0.5 * (g / primary.bandwidth) ** 2
         )
-        share = np.exp(exponent + np.log(self._weights(flat)) - self.scan.total.log_sum[query, 0])
+        share = self._weights(flat) * np.exp(exponent - self.scan.total.log_sum[query, 0])
         rank = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(rows), 1))[present]
         columns = {
             "id": pa.array(self.ids, pa.string()).take(pa.array(query)),
