@@ -184,15 +184,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], st
 
 
 def test_demo_numbers_are_those_of_the_trial(ran: tuple[dict[str, dict[str, float]], str, Path]) -> None:
+    """The reference figures have two digits, so ours are taken with as many."""
     result = ran[0]
-    trained, leak = result["trained"], result["leak"]
-    assert trained["controls"] == pytest.approx(0.43, abs=0.05)
-    assert trained["density"] == pytest.approx(0.30, abs=0.05)
-    assert trained["cosine"] == pytest.approx(0.35, abs=0.05)
-    assert trained["density_beyond_cosine"] == pytest.approx(0.004, abs=0.05)
-    assert result["untrained"]["density"] == pytest.approx(0.04, abs=0.05)
-    assert leak["r_squared"] == pytest.approx(0.55, abs=0.05)
-    assert leak["r_squared_dropout"] == pytest.approx(0.59, abs=0.05)
+    trained, untrained, leak = result["trained"], result["untrained"], result["leak"]
+    for ours, theirs in (
+        (trained["controls"], 0.43),
+        (trained["density"], 0.30),
+        (trained["cosine"], 0.35),
+        (trained["density_beyond_cosine"], 0.00),
+        (untrained["density"], 0.04),
+        (leak["r_squared"], 0.55),
+        (leak["r_squared_dropout"], 0.59),
+    ):
+        assert abs(round(100 * ours) - round(100 * theirs)) <= 5
+    assert -0.8 < trained["slope"] < -0.55 and -0.8 < trained["slope_within"] < -0.5
+    assert -0.08 < leak["slope"] < -0.03 and -0.1 < leak["slope_dropout"] < -0.03
     assert result["seconds"] <= 120
 
 

@@ -240,7 +240,7 @@ def test_outputs_that_cannot_be_written(
         ({"--bandwidth": "0"}, "ParameterError"),
         ({"--kernel": "round"}, "ParameterError"),
         ({"--text": "nothing"}, "ColumnError"),
-        ({"--dtype": "int7"}, "ParameterError"),
+        ({"--dtype": "int7"}, "DtypeError"),
     ],
 )
 def test_study_refuses_before_it_writes(

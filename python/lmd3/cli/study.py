@@ -164,6 +164,7 @@ def study(
       lmd3 study --corpus train.jsonl --queries test.jsonl --text question --outcomes results.jsonl \\
         --outcome-id doc_id --outcome-value correct --bandwidth .2 --controls none -o study
     """
+    import numpy as np
     import pyarrow.parquet as pq
 
     import lmd3
@@ -179,7 +180,7 @@ def study(
         queries, out / "queries.lmd3", text=query_text or text, id=query_id or id, group=query_group or group
     )
     scorer = outcomes.removeprefix("perplexity:") if outcomes.startswith("perplexity:") else None
-    encoding = {
+    encoding: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
@@ -187,19 +188,19 @@ def study(
         "batch_size": batch_size,
         "dtype": dtype,
     }
-    estimating = {
+    estimating: dict[str, Any] = {
         "kernel": kernel or ["exponential"],
         "bandwidth": bandwidth or list(DEFAULT_RULES),
         "seed": seed,
     }
-    scanning = {
+    scanning: dict[str, Any] = {
         "neighbors": neighbors,
         "by_group": by_group,
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,
     }
-    relating = {
+    relating: dict[str, Any] = {
         "outcome_name": outcome or ("nats_per_token" if scorer else None),
         "predictor": predictor,
         "controls": controls if controls in ("default", "none") else controls.split(","),
@@ -215,13 +216,7 @@ def study(
 
     def encode_queries() -> None:
         store = train.open()
-        if store.encoder is None:
-            raise ParameterError(
-                "the corpus is bare vectors: nothing says how to encode the queries",
-                file=str(corpus),
-                remedy="give the queries as vectors too, or the corpus as texts",
-            )
-        encoder = restore_encoder(store.encoder, store.path or Path())
+        encoder = restore_encoder(store.encoder or {}, store.path or Path())
         lmd3.encode(test.texts(), encoder, dtype="float32", out=test.rows, force=True, progress=progress)
 
     def sum_kernels() -> None:
@@ -253,50 +248,47 @@ def study(
     def write_page() -> None:
         lmd3.write_report(out / "analysis", out / "report.html")
 
-    scored = (
-        {"model": scorer, "queries": test.settings, "corpus": train.settings if scorer == "ngram" else None}
-        if scorer
-        else {"table": fingerprint(existing(outcomes)), "id": outcome_id, "value": outcome_value}
-    )
-    own_covariates = None if covariates is None else fingerprint(existing(covariates))
+    # Everything that can be refused without the work is refused before it.
+    if scorer is None:
+        existing(outcomes)
+        lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value, outcome=outcome)
+    elif not test.is_texts:
+        raise ParameterError("perplexity needs the texts of the queries", file=str(queries))
+    elif scorer == "ngram" and not train.is_texts:
+        raise ParameterError("the n-gram model trains on the texts of the corpus", file=str(corpus))
+    if test.is_texts and not train.is_texts and train.open().encoder is None:
+        raise ParameterError(
+            "the corpus is bare vectors: nothing says how to encode the queries",
+            file=str(corpus),
+            remedy="give the queries as vectors too, or the corpus as texts",
+        )
+    lmd3.KernelDensity(**estimating).fit(np.ones((1, 1), np.float32))
+
+    scored: dict[str, Any] = {"model": scorer, "queries": test.settings}
+    if scorer is None:
+        scored = {"table": fingerprint(outcomes), "id": outcome_id, "value": outcome_value}
+    elif scorer == "ngram":
+        scored["corpus"] = train.settings
+    beside = fingerprint(existing(covariates)) if covariates else described
+    rows = {"corpus": train.settings, "queries": test.settings}
     steps = [
         Step("corpus", "corpus.lmd3", train.settings | encoding, encode_corpus),
         Step("queries", "queries.lmd3", test.settings, encode_queries, ("corpus",)),
-        Step(
-            "density",
-            "density/run.json",
-            {"corpus": train.settings, "queries": test.settings, **estimating, **scanning},
-            sum_kernels,
-            ("corpus", "queries"),
-        ),
+        Step("density", "density/run.json", rows | estimating | scanning, sum_kernels, ("corpus", "queries")),
         Step("outcomes", score_file.name, scored, score),
-        Step("covariates", covariates_file.name, {}, measure_controls, ("corpus", "queries")),
+        Step("covariates", covariates_file.name, rows, measure_controls, ("corpus", "queries")),
         Step(
             "analysis",
             "analysis/summary.json",
-            relating | {"covariates": own_covariates or described},
+            relating | {"covariates": beside},
             relate,
             ("density", "outcomes", "covariates"),
         ),
         Step("report", "report.html", {}, write_page, ("analysis",)),
     ]
-    left_out = {
-        "corpus": not train.is_texts,
-        "queries": not test.is_texts,
-        "covariates": not described,
-    }
-    if scorer and not test.is_texts:
-        raise ParameterError("--outcomes perplexity:MODEL needs the texts of the queries", file=str(queries))
-    if scorer == "ngram" and not train.is_texts:
-        raise ParameterError("perplexity:ngram trains on the texts of the corpus", file=str(corpus))
-    if test.is_texts and not train.is_texts:
-        train.open()
-    job = Steps(out, [step for step in steps if not left_out.get(step.name)], force=force)
-    if scorer is None:
-        lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value, outcome=outcome)
-    done = job.run()
+    wanted = {"corpus": train.is_texts, "queries": test.is_texts, "covariates": described}
+    done = Steps(out, [step for step in steps if wanted.get(step.name, True)], force=force).run()
     facts = json.loads((out / "analysis" / "summary.json").read_text(encoding="utf-8"))
-    answer = facts["answer"]
     emit(
         {"out": out, "report": out / "report.html", "steps_done": done, "summary": facts},
         text="\n".join(
