@@ -178,8 +178,8 @@ def _load(model: str, device: str | None, revision: str | None) -> Any:
     try:
         # Its own notices on import are of no use to users of the command line.
         with _quiet():
-            import torch
             from sentence_transformers import SentenceTransformer
+            from torch import float32
             from transformers.utils import logging as transformers_logging
     except ImportError as error:
         raise MissingDependencyError(
@@ -190,7 +190,7 @@ def _load(model: str, device: str | None, revision: str | None) -> Any:
         transformers_logging.disable_progress_bar()
         with _quiet():
             loaded = SentenceTransformer(model, device=device, revision=revision, trust_remote_code=False)
-        return loaded.to(torch.float32).eval()
+        return loaded.to(float32).eval()
     except Exception as error:
         reason = next(
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
