@@ -128,11 +128,11 @@ def test_neural_models_without_torch_say_what_to_install(
     arguments: list[str], empty_environment: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.txt").write_text("one two three\n", encoding="utf-8")
-    command = [empty_environment / "lmd3", *arguments, "-o", tmp_path / "out"]
+    command = [empty_environment / "lmd3", *arguments, "-o", tmp_path / "out.parquet"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and "lmd3[encode]" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_a_slow_start_is_noticed() -> None:

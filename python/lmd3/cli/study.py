@@ -291,7 +291,5 @@ def study(
     facts = json.loads((out / "analysis" / "summary.json").read_text(encoding="utf-8"))
     emit(
         {"out": out, "report": out / "report.html", "steps_done": done, "summary": facts},
-        text="\n".join(
-            [*([answer] if isinstance(answer, str) else answer), "", f"Report: {out / 'report.html'}"]
-        ),
+        text="\n".join([*facts["answer"], "", f"Report: {out / 'report.html'}"]),
     )
