@@ -1,4 +1,4 @@
-"""Encoding: rows in input order with their ids, queries by the corpus's encoder, nothing left by a refusal."""
+"""Encoding: rows in input order with their ids, queries by their corpus's encoder, no trace of a refusal."""
 
 from __future__ import annotations
 
@@ -307,10 +307,8 @@ def run(*arguments: str | Path) -> int:
 def test_encode_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [{"question": f"what is {row}?", "kind": "ab"[row % 2], "key": f"k{row}"} for row in range(30)]
     source = tmp_path / "x.jsonl"
-    source.write_text(
-        "".join(json.dumps(record) + "\n" for record in records)
-        + '{"question": "", "kind": "a", "key": "k30"}\n'
-    )
+    records.append({"question": " ", "kind": "a", "key": "k30"})
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
     options = [
         "--text",
         "question",
@@ -432,7 +430,8 @@ def test_a_sentence_transformers_model(minilm: str, tmp_path: Path, monkeypatch:
     small = lmd3.encode(
         texts, minilm, tmp_path / "t", dtype="float32", truncate_dim=10, max_tokens=5, prompt="q: "
     )
-    assert small.d == 10 and small.manifest["counts"]["truncated"] == 20
+    # "x" is five tokens with its prompt: [CLS] q : x [SEP].
+    assert small.d == 10 and small.manifest["counts"]["truncated"] == 15
     assert small.normalised and small.encoder is not None and small.encoder["prompt"] == "q: "
     assert small.encoder["fingerprint"] != store.encoder["fingerprint"]
     np.testing.assert_allclose(
