@@ -160,6 +160,8 @@ def ladder(
     groups = effects if effects is not None else _shuffle_groups(clusters)
     fitter = fitter_of(y, effects, binary)
     folds, left_out = _folds(len(y), effects, clusters, binary, seed)
+    # Rows left out inside groups are judged as rows; whole groups as groups.
+    grouped = effects if left_out == "groups" else None
     rows, facts = [], {}
     columns = {name: frame[name].to_numpy(dtype=np.float64) for name in dict.fromkeys(sum_terms(path))}
     orders = _orders(len(y), groups, shuffles, seed)
@@ -173,7 +175,7 @@ def ladder(
             delta = max(0.0, r_squared - fitter.r_squared(base))
             null = fitter.null_gains(base, added, orders)
             losses = fitter.out_of_fold(base, full, folds)
-            gain, low, high = _ratio(*losses, clusters if clusters is not None else effects)
+            gain, low, high = _ratio(*losses, clusters if clusters is not None else grouped)
             row |= {"delta": delta, "shuffle_null": float(np.quantile(null, 0.95))}
             row |= {"out_of_group_delta": gain, "ci_low": low, "ci_high": high}
             p_value = (1 + int((null >= delta).sum())) / (1 + len(null))

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Study:
             for name, facts in (("run.json", self.run), ("summary.json", self.facts)):
                 temporary = folder / f".{name}.partial"
                 temporary.write_text(
-                    json.dumps(_plain(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+                    json.dumps(plain(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
                     encoding="utf-8",
                 )
                 temporary.replace(folder / name)
@@ -111,14 +112,14 @@ class Study:
         return folder
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value in JSON's own types; numbers that JSON lacks become null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
@@ -479,6 +480,7 @@ def _run(
     )
     run = {
         "command": "analyze",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "inputs": dict(files),
         "predictor": primary.predictor,
         "controls": list(names),
@@ -569,6 +571,7 @@ def _facts(
             "sd": sample.scales[s.column]["sd"],
             **slope.to_dict(),
             "odds_ratio": math.exp(min(slope.estimate, 700.0)) if sample.binary else None,
+            "average_marginal_effect": _marginal(headline, slope.estimate) if sample.binary else None,
             "r_squared": headline.r_squared,
             "smallest_detectable_effect": slope.smallest_detectable,
             "equivalence_bound": slope.equivalence_bound,
@@ -585,6 +588,12 @@ def _facts(
     facts["notices"] = sample.notices + _words.cautions(facts)
     facts["answer"] = _words.answer(facts, ladder)
     return facts
+
+
+def _marginal(fitted: _regression.Fit, slope: float) -> float:
+    """Mean change of the probability per standard deviation, to first order."""
+    p = np.asarray(fitted.results.predict())
+    return float((p * (1 - p)).mean() * slope)
 
 
 def _drawable(cluster: pd.Series[Any] | None) -> pd.Series[Any] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-#: A slope whose share of explained variance falls to this part of what it was counts as explained away.
-NEARLY_ALL = 0.1
-#: … to this part, if what is left can't be told from zero.
+#: A slope counts as explained away where its gain of R² falls to this part of what it was and the slope itself
+#: at least halves (a control that is nearly the predictor shrinks the gain of any slope, also of a true one) …
+NEARLY_ALL, HALVED = 0.1, 0.5
+#: … or where the gain falls to this part and the slope can't be told from zero.
 MOST = 0.25
 #: A slope that shrinks to this part of what it was counts as weakened.
 WEAKENED = 0.7
@@ -29,13 +31,32 @@ def number(x: float | None, digits: int = 3) -> str:
         text = f"{x:.{digits - 1}e}"
     else:
         places = digits if abs(x) < 1 else max(0, digits - len(str(int(abs(x)))))
-        text = f"{x:,.{places}f}" if abs(x) >= 0.0995 or x == 0 else f"{x:.{max(digits - 1, 1)}g}"
+        if 0 < abs(x) < 0.0995:
+            # Two significant digits below .1, so that 0.050 stands beside 0.139.
+            places = max(digits, digits - 2 - math.floor(math.log10(abs(x))))
+        text = f"{x:,.{places}f}"
     return text.replace("-", "−")
 
 
 def signed(x: float) -> str:
     """`number` with its sign always shown."""
     return ("+" if x >= 0 else "") + number(x)
+
+
+def share(x: float) -> str:
+    """A share of variance, to four places below .01 and three above."""
+    if x != x:
+        return "unknown"
+    if 1e-9 < abs(x) < 5e-5:
+        return "under 0.0001"
+    return f"{x:.4f}".replace("-", "−") if abs(x) < 0.01 else f"{x:.3f}".replace("-", "−")
+
+
+def signed_share(x: float) -> str:
+    """`share` with its sign always shown."""
+    if abs(x) < 5e-5:
+        return "0.0000"
+    return ("+" if x > 0 else "") + share(x)
 
 
 def p_value(p: float) -> str:
@@ -69,8 +90,9 @@ def explained(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What typicality and the max cosine leave of the slope.
 
     Per control known: the slope and its gain of R² without and with it, and a verdict: `explains` (what is
-    left is ≤ 10 % of the gain of R², or ≤ 25 % and not to be told from zero), `weakens` (the slope is no
-    longer to be told from zero, or falls below 70 %), `leaves`, or `nothing` where there was no slope before.
+    left is ≤ 10 % of the gain of R² and ≤ 50 % of the slope, or ≤ 25 % of the gain and not to be told from
+    zero), `weakens` (the slope is no longer to be told from zero, or falls below 70 %), `leaves`, or
+    `nothing` where there was no slope before.
     """
     slopes = facts["bandwidths"][0]["slopes"]
     pairs = {
@@ -85,12 +107,13 @@ def explained(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         before, after = slopes[without], slopes[with_it]
         left = after["r_squared_gain"] / max(before["r_squared_gain"], 1e-12)
+        ratio = after["estimate"] / before["estimate"]
         lost = after["p_value"] >= 0.05
         if before["p_value"] >= 0.05:
             verdict = "nothing"
-        elif left <= NEARLY_ALL or (left <= MOST and lost):
+        elif (left <= NEARLY_ALL and ratio <= HALVED) or (left <= MOST and lost):
             verdict = "explains"
-        elif lost or after["estimate"] / before["estimate"] < WEAKENED:
+        elif lost or ratio < WEAKENED:
             verdict = "weakens"
         else:
             verdict = "leaves"
@@ -121,20 +144,24 @@ def _effect(facts: Mapping[str, Any]) -> str:
     if of["form"] == "within":
         held.append("group")
     given = f"with {listed(held)} held fixed" if held else "without controls"
-    unit = "log odds" if facts["kind"] == "binary" else "units"
+    unit = "in the log odds of" if facts["kind"] == "binary" else "in"
     if of["p_value"] < 0.05:
-        odds = f", odds × {number(of['odds_ratio'])}" if facts["kind"] == "binary" else ""
-        share = ""
-        if facts["kind"] == "continuous" and facts["outcome_sd"]:
-            share = f", {number(abs(of['estimate']) / facts['outcome_sd'], 2)} of its standard deviation"
+        if facts["kind"] == "binary":
+            points = 100 * of["average_marginal_effect"]
+            meaning = f"; odds × {number(of['odds_ratio'])}, on average {points:+.1f} points".replace(
+                "-", "−"
+            )
+        else:
+            meaning = f"; {number(abs(of['estimate']) / facts['outcome_sd'], 2)} of its standard deviation"
         return (
-            f"Over {of['n']:,} queries one standard deviation more {what}{set_to} goes with "
-            f"{signed(of['estimate'])} {unit} of “{facts['outcome']}” "
-            f"(95 % interval {_range(of)}, {p_value(of['p_value'])}{odds}{share}), {given}."
+            f"Over {of['n']:,} queries, one standard deviation more {what}{set_to} goes with "
+            f"{signed(of['estimate'])} {unit} “{name(facts['outcome'])}” "
+            f"(95 % interval {_range(of)}, {p_value(of['p_value'])}{meaning}), {given}."
         )
+    unit = " log odds" if facts["kind"] == "binary" else ""
     return (
-        f"Over {of['n']:,} queries, {given}, the data do not settle whether “{facts['outcome']}” depends on "
-        f"{what}{set_to}: the slope is {signed(of['estimate'])} {unit} per standard deviation "
+        f"Over {of['n']:,} queries, {given}, the data do not settle whether “{name(facts['outcome'])}” depends "
+        f"on {what}{set_to}: the slope is {signed(of['estimate'])}{unit} per standard deviation "
         f"(95 % interval {_range(of)}, {p_value(of['p_value'])}); effects smaller than "
         f"{number(of['smallest_detectable_effect'])} would mostly have been missed (80 % power), those "
         f"beyond ± {number(of['equivalence_bound'])} are ruled out."
@@ -149,33 +176,36 @@ def _explanation(facts: Mapping[str, Any]) -> str:
             f"Typicality (the cosine to the corpus mean) is not known here, so this can't tell "
             f"whether {what} only says how typical a query is."
         )
-    parts = []
     order = {"explains": 0, "weakens": 1, "leaves": 2, "nothing": 3}
-    for control in sorted(found, key=lambda c: order[found[c]["verdict"]]):
+    kept = sorted(found, key=lambda c: order[found[c]["verdict"]])
+    first = found[kept[0]]
+    parts = []
+    for control in kept:
         of = found[control]
         short, long = NAMES[control]
-        left = (
-            f"with {long} in the model the slope is {signed(of['with']['estimate'])} ({_range(of['with'])})"
-        )
-        share = f"{number(of['with']['r_squared_gain'], 2)} of {number(of['without']['r_squared_gain'], 2)}"
+        slope = f"{signed(of['with']['estimate'])} ({_range(of['with'])})"
+        gains = [share(of[side]["r_squared_gain"]) for side in ("without", "with")]
         match of["verdict"]:
             case "explains":
                 alike = (
-                    f"; the two correlate {number(of['correlation'])} and are nearly the same quantity here"
+                    f"; the two correlate {number(of['correlation'])} and are nearly one quantity here"
                     if abs(of["correlation"] or 0) > 0.95
                     else ""
                 )
                 parts.append(
-                    f"{short} explains what {what} seemed to show: {left}, and {what} keeps "
-                    f"{share} of R²{alike}"
+                    f"{short} explains what {what} seemed to show: with {long} in the model the slope is "
+                    f"{slope} and its part of R² falls from {gains[0]} to {gains[1]}{alike}"
                 )
             case "weakens":
-                lost = " and is no longer told from zero" if of["with"]["p_value"] >= 0.05 else ""
-                parts.append(f"{short} explains part of it: {left}{lost}, and {what} keeps {share} of R²")
+                lost = ", no longer to be told from zero" if of["with"]["p_value"] >= 0.05 else ""
+                parts.append(f"{short} explains part of it: with {long} the slope is {slope}{lost}")
             case "leaves":
-                parts.append(f"{short} does not explain it: {left}")
+                parts.append(f"{short} does not explain it: with {long} the slope is {slope}")
             case _:
-                parts.append(f"{left}, from {signed(of['without']['estimate'])} without")
+                before = (
+                    "" if first["verdict"] != "nothing" else f", from {signed(of['without']['estimate'])}"
+                )
+                parts.append(f"with {long} in the model the slope is {slope}{before}")
     text = "; ".join(parts)
     return text[0].upper() + text[1:] + "."
 
@@ -185,20 +215,24 @@ def _gain(facts: Mapping[str, Any], ladder: pd.DataFrame) -> str:
     kind = "McFadden’s R²" if facts["kind"] == "binary" else "R²"
     unseen = {"rows": "queries", "clusters": "clusters", "groups": "groups"}[facts["ladder"]["left_out"]]
     steps = {str(row["step"]): row for row in ladder.to_dict("records")}
-    of_predictor = [step for step in steps if step.endswith(f"+ {what}")]
     # The step without max cosine first: max cosine is the same construct as a local density.
-    shown = sorted(of_predictor, key=lambda step: step.startswith("M4"))
-    parts = []
+    shown = sorted((s for s in steps if s.endswith(f"+ {what}")), key=lambda step: step.startswith("M4"))
+    parts: list[str] = []
     for step in shown:
         row = steps[step]
         terms = [name(t) for t in str(row["terms"]).split(", ")]
-        beyond = [t for t in terms if t != what]
+        beyond = [t for t in terms if t not in (what, "max cosine")]
+        where = "with max cosine as well" if parts else f"beyond {listed(beyond) or 'the mean alone'}"
+        of_kind = "" if parts else f" of {kind}"
         parts.append(
-            f"beyond {listed(beyond) or 'the mean'} {signed(row['out_of_group_delta'])} of {kind} "
-            f"({signed(row['ci_low'])} to {signed(row['ci_high'])}; in sample {number(row['delta'], 2)}, "
-            f"shuffled densities reach {number(row['shuffle_null'], 2)})"
+            f"{signed_share(row['out_of_group_delta'])}{of_kind} {where} "
+            f"({signed_share(row['ci_low'])} to {signed_share(row['ci_high'])})"
         )
-    return f"On {unseen} left out of the fit, {what} adds " + ", and ".join(parts) + "."
+    low, high = steps[shown[0]]["ci_low"], steps[shown[0]]["ci_high"]
+    adds = (
+        "helps to predict" if low > 0 else "makes predictions worse" if high < 0 else "adds nothing certain"
+    )
+    return f"On {unseen} left out of the fit, {what} {adds}: " + ", ".join(parts) + "."
 
 
 def cautions(facts: Mapping[str, Any]) -> list[str]:
@@ -268,11 +302,12 @@ def page(facts: Mapping[str, Any], coefficients: pd.DataFrame, ladder: pd.DataFr
     ]
     width = max(len(str(s)) for s in ladder["step"])
     for row in ladder.to_dict("records"):
-        text = f"  {row['step']:<{width}}  R² {number(row['r_squared']):>6}"
+        text = f"  {row['step']:<{width}}  R² {share(row['r_squared']):>6}"
         if row["delta"] == row["delta"]:
             text += (
-                f"  {signed(row['delta']):>9} | {number(row['shuffle_null'], 2):>7} | "
-                f"{signed(row['out_of_group_delta'])} ({signed(row['ci_low'])} to {signed(row['ci_high'])})"
+                f"  {signed_share(row['delta']):>7} | {share(row['shuffle_null']):>6} | "
+                f"{signed_share(row['out_of_group_delta']):>7} "
+                f"({signed_share(row['ci_low'])} to {signed_share(row['ci_high'])})"
             )
         lines.append(text)
     if len(facts["bandwidths"]) > 1:
@@ -280,6 +315,7 @@ def page(facts: Mapping[str, Any], coefficients: pd.DataFrame, ladder: pd.DataFr
             "",
             "By bandwidth (slope | with typicality | with max cosine | correlation with typicality)",
         ]
+        wide = max(len(setting(b)) for b in facts["bandwidths"])
         for b in facts["bandwidths"]:
             with_typicality = b["slopes"].get("with_typicality") or (
                 b["slopes"].get("headline") if "typicality" in of["controls"] else None
@@ -287,7 +323,7 @@ def page(facts: Mapping[str, Any], coefficients: pd.DataFrame, ladder: pd.DataFr
             cells = [b["slopes"].get("headline"), with_typicality, b["slopes"].get("with_max_cosine")]
             shown_cells = [signed(c["estimate"]) if c else "unknown" for c in cells]
             shown_cells.append(number(b["correlation"].get("typicality")))
-            lines.append(f"  {setting(b):<36}  " + " | ".join(shown_cells))
+            lines.append(f"  {setting(b):<{wide}}  " + " | ".join(f"{c:>7}" for c in shown_cells))
     if facts["notices"]:
         lines += ["", "Mind"] + [f"  * {note}" for note in facts["notices"]]
     return "\n".join(lines)
