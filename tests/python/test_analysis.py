@@ -462,6 +462,18 @@ def test_words_when_density_stands() -> None:
     assert "explains what log density seemed" not in study.summary()
 
 
+def test_a_true_slope_is_not_explained_by_a_control_much_like_it() -> None:
+    """Density and typicality correlate .95 and density does the work: its gain of R² shrinks, its slope not."""
+    rng = np.random.default_rng(3)
+    w = world(n=3000)
+    w.log_density = w.typicality + 0.33 * rng.normal(size=3000)
+    w.max_cosine = rng.normal(size=3000)
+    w.loss = -w.log_density + 0.5 * rng.normal(size=3000)
+    found = regress(w.outcome(), w.tables()).facts["explained_by"]["typicality"]
+    assert found["r_squared_share_left"] < 0.15
+    assert found["verdict"] == "leaves"
+
+
 def test_words_when_the_nearest_text_says_it_all() -> None:
     w = world(n=2000)
     rng = np.random.default_rng(2)

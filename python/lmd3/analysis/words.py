@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-#: A slope counts as explained away where its gain of R² falls to this part of what it was and the slope itself
-#: at least halves (a control that is nearly the predictor shrinks the gain of any slope, also of a true one) …
+#: A slope counts as explained away where its gain of R² falls to this part of what it was and the slope
+#: itself at least halves (a control much like the predictor shrinks the gain of any slope, of a true one too) …
 NEARLY_ALL, HALVED = 0.1, 0.5
 #: … or where the gain falls to this part and the slope can't be told from zero.
 MOST = 0.25
@@ -160,8 +160,8 @@ def _effect(facts: Mapping[str, Any]) -> str:
         )
     unit = " log odds" if facts["kind"] == "binary" else ""
     return (
-        f"Over {of['n']:,} queries, {given}, the data do not settle whether “{name(facts['outcome'])}” depends "
-        f"on {what}{set_to}: the slope is {signed(of['estimate'])}{unit} per standard deviation "
+        f"Over {of['n']:,} queries, {given}, the data do not settle whether “{name(facts['outcome'])}” "
+        f"depends on {what}{set_to}: the slope is {signed(of['estimate'])}{unit} per standard deviation "
         f"(95 % interval {_range(of)}, {p_value(of['p_value'])}); effects smaller than "
         f"{number(of['smallest_detectable_effect'])} would mostly have been missed (80 % power), those "
         f"beyond ± {number(of['equivalence_bound'])} are ruled out."

@@ -309,8 +309,8 @@ def _measured(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[st
         rows.append(
             (
                 "Outcome",
-                f"{words.name(facts['outcome'])}: mean {words.number(facts['outcome_mean'])}, standard deviation "
-                f"{words.number(facts['outcome_sd'])}",
+                f"{words.name(facts['outcome'])}: mean {words.number(facts['outcome_mean'])}, "
+                f"standard deviation {words.number(facts['outcome_sd'])}",
             )
         )
     what = f"{words.name(of['predictor'])}, standard deviation {words.number(of['sd'])}"
