@@ -123,6 +123,15 @@ def test_prompts_are_context_only(folder: Path, loaded) -> None:  # type: ignore
         model.score(["a"], [])
 
 
+def test_tokenisers_without_offsets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = CausalModel(folder).score(TEXTS)
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "is_fast", False)
+    slow = CausalModel(folder).score(TEXTS)
+    np.testing.assert_array_equal(slow.nats, fast.nats)
+    ascii_only = [text.isascii() for text in TEXTS]
+    np.testing.assert_array_equal(slow.bytes[ascii_only], fast.bytes[ascii_only])
+
+
 def test_a_smaller_context_can_be_asked_for(folder: Path) -> None:
     scores = CausalModel(folder, max_tokens=4).score(TEXTS[:2])
     assert scores.truncated.all() and (scores.tokens == 3).all()

@@ -105,6 +105,16 @@ class Manners:
 manners = Manners()
 
 
+def limit_threads(threads: int | None) -> None:
+    """Limits the threads of native code that is not told their number otherwise: text, linear algebra, torch.
+
+    It has to come first in a command: each part reads the number once, when it is first used.
+    """
+    if threads is not None:
+        for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(threads)
+
+
 # --- talking ---
 
 

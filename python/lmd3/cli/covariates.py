@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmd3.cli import _common
-from lmd3.cli._common import ForceOption, GroupOption, IdOption, OutOption, TextOption
+from lmd3.cli._common import ForceOption, GroupOption, IdOption, OutOption, TextOption, ThreadsOption
 
 
 def covariates(
@@ -18,6 +18,7 @@ def covariates(
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Length, unigram cross-entropy under the corpus and typicality of every query.
@@ -29,6 +30,7 @@ def covariates(
     Example:
       lmd3 covariates corpus.lmd3 queries.jsonl -o covariates.parquet
     """
+    _common.limit_threads(threads)
     import time
 
     from lmd3.cli import _write

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lmd3.cli import _common
-from lmd3.cli._common import ForceOption, GroupOption, IdOption, OutOption, TextOption
+from lmd3.cli._common import ForceOption, GroupOption, IdOption, OutOption, TextOption, ThreadsOption
 
 
 def perplexity(
@@ -40,6 +40,7 @@ def perplexity(
             "--prompt", metavar="COL", help="Score each text as the continuation of this column's text."
         ),
     ] = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Mean negative log-likelihood of each text, in nats per token and per byte.
@@ -53,6 +54,7 @@ def perplexity(
       lmd3 perplexity test.jsonl --model ./my-model --text question -o outcomes.csv
       lmd3 perplexity qa.jsonl --model gpt2 --prompt question --text answer -o answers.parquet
     """
+    _common.limit_threads(threads)
     import time
 
     from lmd3.cli import _write

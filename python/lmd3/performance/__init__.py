@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageModel", "Likelihoods", "from_model", "outcome_table"]
 
-_BATCH = 1024
+#: Texts scored between two reports of progress.
+_BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,7 +132,7 @@ class CausalModel:
     def _sequence(self, prompt: str, text: str) -> _Sequence:
         join = " " if prompt and not prompt[-1].isspace() else ""
         before: list[int] = self._tokens(prompt)[0] if prompt else []
-        tokens, ends = self._tokens(join + text)
+        tokens, end = self._tokens(join + text)
         start = [] if self._bos is None else [self._bos]
         room = len(start) + len(before) + len(tokens) if self.context is None else self.context
         kept = tokens[: room - len(start)]
@@ -142,15 +142,14 @@ class CausalModel:
         # The very first token of a sequence is never predicted.
         scored = max(1, len(start) + len(shortened)) if ids else 0
         skipped = scored - len(start) - len(shortened)
-        first = ends[skipped - 1] if skipped > 0 else len(join)
-        last = ends[len(kept) - 1] if kept else first
-        # The tokens may not reach the text's end (white space that the tokeniser drops): it counts with them.
-        last = len(join) + len(text) if len(kept) == len(tokens) else last
+        first = end(skipped) if skipped > 0 else len(join)
+        # Where all is kept the text's end counts too, even white space that the tokeniser drops.
+        last = end(len(kept)) if len(kept) < len(tokens) else len(join + text)
         size = len((join + text)[first:last].encode())
         return _Sequence(ids, scored, size, len(kept) < len(tokens), len(shortened) < len(before))
 
-    def _tokens(self, text: str) -> tuple[list[int], list[int]]:
-        """The text's tokens, and where in the text (in characters) each one ends."""
+    def _tokens(self, text: str) -> tuple[list[int], Callable[[int], int]]:
+        """The text's tokens, and how many characters of it the first k of them cover."""
         fast = self._tokenizer.is_fast
         # Longer than the context is expected here: no warning.
         encoded = self._tokenizer(
@@ -158,8 +157,9 @@ class CausalModel:
         )
         ids: list[int] = encoded["input_ids"]
         if fast:
-            return ids, [end for _, end in encoded["offset_mapping"]]
-        return ids, [len(self._tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+            offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+            return ids, lambda k: offsets[k - 1][1]
+        return ids, lambda k: len(self._tokenizer.decode(ids[:k]))
 
     def _batches(self, sequences: list[_Sequence]) -> list[list[int]]:
         """Sequences with something to predict, longest first, together as long as their padded tokens fit."""
