@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,32 @@ def test_refusals_write_nothing(files: tuple[Path, Path], capsys: pytest.Capture
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in test.parent.iterdir()) == ["test.jsonl", "there.csv", "train.jsonl"]
     assert there.read_text() == "mine"
+
+
+def test_without_torch_neural_models_say_what_to_install(files: tuple[Path, Path]) -> None:
+    program = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'transformers'):\n"
+        "            raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from lmd3.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = [
+        "perplexity",
+        str(files[1]),
+        "--text",
+        "question",
+        "--model",
+        "gpt2",
+        "-o",
+        str(files[1]) + ".csv",
+    ]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "not installed: torch" in done.stderr and "pip install 'lmd3[encode]'" in done.stderr
 
 
 def test_covariates_of_texts_and_of_stores(

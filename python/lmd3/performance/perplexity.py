@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,21 +67,23 @@ class CausalModel:
     ) -> None:
         if max_tokens is not None and max_tokens < 2:
             raise ParameterError(f"max_tokens must be at least 2, not {max_tokens}")
+        folder = Path(model).expanduser()
+        self.name = str(folder) if folder.is_dir() else str(model)
+        if not folder.is_dir() and self.name.startswith((".", "/", "~")):
+            raise ModelError("no such folder of a model", file=self.name)
         try:
             import torch
             import transformers
         except ImportError as error:
             raise MissingDependencyError(
-                f"the perplexity of neural models needs torch and transformers: {error}",
+                f"scoring by {self.name!r} needs a package that is not installed: {error.name or error}",
                 remedy="pip install 'lmd3[encode]', or use --model ngram",
-            ) from error
-        self.name = str(model)
+            ) from None
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **options)
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                self.name, torch_dtype=torch.float32, **options
-            )
+            with _quiet():
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **options)
+                loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(self.name, **options)
         # Every library below raises its own kinds here, for missing files, networks and formats alike.
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -89,7 +92,7 @@ class CausalModel:
                 remedy="check the name or folder; it needs a config, weights and a tokeniser",
             ) from error
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = loaded.to(self._device).eval()
+        self._model = loaded.to(self._device, torch.float32).eval()
         self._revision = getattr(loaded.config, "_commit_hash", None) or revision
         self._bos: int | None = self._tokenizer.bos_token_id
         limits = [limit for limit in (_context(loaded.config, self._tokenizer), max_tokens) if limit]
@@ -200,6 +203,23 @@ class CausalModel:
                 .item()
                 for row, s in enumerate(batch)
             ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the notices and bars of `transformers` for a while."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
