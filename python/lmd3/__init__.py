@@ -9,41 +9,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmd3 import analysis as analysis
-    from lmd3 import errors as errors
-    from lmd3 import performance as performance
-    from lmd3 import system as system
+    import lmd3.analysis as analysis
+    import lmd3.errors as errors
+    import lmd3.performance as performance
+    import lmd3.system as system
+    from lmd3.covariates import compute_covariates
+    from lmd3.density import KernelDensity
+    from lmd3.encoders.run import encode, encode_queries
+    from lmd3.outcomes import read_outcomes
+    from lmd3.report import write_report
+    from lmd3.results import DensityTable
+    from lmd3.store import Store, StoreWriter, open_store
+    from lmd3.texts import read_texts
 
     __version__: str
 
-#: Where each public name is defined; an empty name stands for the module itself.
-_PUBLIC = {
-    "KernelDensity": "lmd3.density",
+__all__ = [
+    "DensityTable",
+    "KernelDensity",
+    "Store",
+    "StoreWriter",
+    "__version__",
+    "analysis",
+    "compute_covariates",
+    "encode",
+    "encode_queries",
+    "errors",
+    "open_store",
+    "performance",
+    "read_outcomes",
+    "read_texts",
+    "system",
+    "write_report",
+]
+
+#: Where the public names are defined; the others are modules.
+_HOMES = {
     "DensityTable": "lmd3.results",
+    "KernelDensity": "lmd3.density",
     "Store": "lmd3.store",
     "StoreWriter": "lmd3.store",
-    "open_store": "lmd3.store",
-    "read_texts": "lmd3.texts",
-    "read_outcomes": "lmd3.outcomes",
+    "compute_covariates": "lmd3.covariates",
     "encode": "lmd3.encoders.run",
     "encode_queries": "lmd3.encoders.run",
-    "compute_covariates": "lmd3.covariates",
+    "open_store": "lmd3.store",
+    "read_outcomes": "lmd3.outcomes",
+    "read_texts": "lmd3.texts",
     "write_report": "lmd3.report",
 }
-_MODULES = ("analysis", "errors", "performance", "system")
-
-__all__ = [*_PUBLIC, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"lmd3.{name}")
-    elif name == "__version__":
+    if name == "__version__":
         from importlib.metadata import version
 
-        value = version("lmd3")
+        value: Any = version("lmd3")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in __all__:
+        value = importlib.import_module(f"lmd3.{name}")
     else:
         raise AttributeError(f"module 'lmd3' has no attribute {name!r}")
     globals()[name] = value
