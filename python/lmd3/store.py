@@ -329,13 +329,12 @@ def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        with pq.ParquetFile(path, memory_map=True) as file:
+            yield file
     except FileNotFoundError:
-        raise FileMissingError("No such file or directory", file=str(path)) from None
+        raise FileMissingError("no such file", file=str(path)) from None
     except (OSError, pa.ArrowException) as error:
-        raise FormatError(f"not a parquet file: {_first_line(error)}", file=str(path)) from None
-    with file:
-        yield file
+        raise FormatError(f"not a readable parquet file: {_first_line(error)}", file=str(path)) from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -406,8 +405,13 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
     path = Path(source)
     native = _lmd3.Store(path)
     if path.is_dir():
-        # The native part has parsed the same bytes: this can't fail.
+        # The native part has parsed these bytes and checked what it needs; the rest is checked here.
         manifest = json.loads((path / MANIFEST).read_bytes())
+        for name, kind in (("encoder", dict), ("counts", dict), ("source", dict), ("files", list)):
+            if not isinstance(manifest.get(name), kind | None):
+                raise FormatError(
+                    f"damaged manifest: {name!r} is not what it should be", file=str(path / MANIFEST)
+                )
         return Store(path=path, native=native, manifest=manifest)
     if path.stat().st_size <= _CHECKED_BYTES:
         native.check_finite(_threads())

@@ -29,6 +29,7 @@ from lmd3.errors import (
     OutputError,
     ParameterError,
     ShapeError,
+    WorkError,
 )
 from lmd3.store import verify_store
 from lmd3.texts import Texts, read_texts
@@ -463,3 +464,29 @@ def test_models_that_cannot_be_loaded(minilm: str, tmp_path: Path, monkeypatch: 
             lmd3.encode(["a"], model, tmp_path / "s")
         assert "\n" not in str(caught.value)
     assert listing(tmp_path) == ["junk", "junk/config.json"]
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+
+    class Meddling(LengthEncoder):
+        fitted = False
+        cuts = False
+
+        def fit(self, texts: Iterable[str]) -> None:
+            # Sees the first text only: the rest of the input is read all the same.
+            assert next(iter(texts)) == "a"
+
+        def encode(self, texts: Sequence[str]) -> EncodedBatch:
+            if self.cuts:
+                path.write_text("a\nb\n" * 200_000)
+            return super().encode(texts)
+
+    path.write_text("a\nb\n")
+    assert lmd3.encode(read_texts(path), Meddling(), tmp_path / "s").n == 2
+    encoder = Meddling()
+    encoder.cuts = True
+    path.write_text("a\nb\n" * 300_000)
+    with pytest.raises(WorkError, match="changed while"):
+        lmd3.encode(read_texts(path), encoder, tmp_path / "t")
+    assert not (tmp_path / "t").exists()

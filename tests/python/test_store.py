@@ -360,6 +360,8 @@ def damage(kind: str, store: Path) -> None:
             manifest["dtype"] = "float32"
         case "escape":
             manifest["shards"][0]["embeddings"]["name"] = "../embeddings-00000.npy"
+        case "encoder":
+            manifest["encoder"] = "hashing"
         case "group code":
             manifest["groups"] = manifest["groups"][:1]
         case "shard missing":
@@ -379,6 +381,7 @@ def damage(kind: str, store: Path) -> None:
 
 
 DAMAGES = {
+    "encoder": (FormatError, "manifest.json"),
     "no manifest": (FileMissingError, ""),
     "manifest junk": (FormatError, "manifest.json"),
     "manifest not text": (FormatError, "manifest.json"),
@@ -407,6 +410,38 @@ def test_a_damaged_store_is_refused_by_the_file(kind: str, tmp_path: Path) -> No
         open_store(tmp_path / "s")
     assert type(caught.value) is error
     assert Path(str(caught.value.file)) == tmp_path / "s" / name
+
+
+def test_damaged_documents_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    path = tmp_path / "s" / "documents-00000.parquet"
+    path.write_bytes(b"x" * path.stat().st_size)
+    store = open_store(tmp_path / "s")
+    for read in (store.ids, lambda: store.ids(np.array([1])), lambda: list(store.texts())):
+        with pytest.raises(FormatError) as caught:
+            read()
+        assert caught.value.file == str(path)
+
+
+def test_a_store_of_format_version_1_is_read_as_it_was_written() -> None:
+    """Written by the first version of lmd3; every later one must read it so."""
+    folder = Path(__file__).parents[1] / "formats" / "v1"
+    for name in ("float16", "float32", "int8"):
+        store = open_store(folder / name)
+        assert (store.n, store.d, store.dtype, store.groups) == (5, 3, name, ["a", "b"])
+        angles = np.arange(5)
+        expected = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
+        tolerance = {"float16": 5e-4, "float32": 1e-7, "int8": 4e-3}[name]
+        np.testing.assert_allclose(store.rows(angles), expected, atol=tolerance)
+        assert store.documents(angles, ("id", "group", "text", "tokens", "truncated")).to_pydict() == {
+            "id": ["x0", "x1", "x2", "x3", "x4"],
+            "group": ["a", "b", "a", "b", "a"],
+            "text": ["text é 0", "text é 1", "text é 2", "text é 3", "text é 4"],
+            "tokens": [0, 1, 2, 3, 4],
+            "truncated": [False, False, False, True, True],
+        }
+        assert store.encoder == {"kind": "example", "model": "example", "fingerprint": "0" * 16}
+        assert verify_store(store)["files"] == (8 if name == "int8" else 6)
 
 
 # --- verify ---

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmd3.encoders import Encoder, create_encoder, restore_encoder
-from lmd3.errors import ModelError, ParameterError, ShapeError
+from lmd3.errors import ModelError, ParameterError, ShapeError, WorkError
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import DOCUMENTS, Store, StoreWriter
 from lmd3.texts import Texts
@@ -110,6 +110,8 @@ def encode_queries(
     done = 0
     with progress("encoding queries", total, "texts") as bar:
         for batch in stream:
+            if done + len(batch) > total:
+                raise _changed(stream)
             encoded = encoder.encode(batch.texts)
             vectors[done : done + len(batch)] = encoded.vectors
             columns = {
@@ -124,6 +126,8 @@ def encode_queries(
             parts.append(pa.table(columns, schema=DOCUMENTS))
             done += len(batch)
             bar.update(done)
+    if done != total:
+        raise _changed(stream)
     return Store.in_memory(vectors, pa.concat_tables(parts), encoder=encoder.describe())
 
 
@@ -173,7 +177,11 @@ def _first_pass(texts: Texts, encoder: Encoder, progress: ProgressFactory) -> in
             for _ in stream():
                 pass
         else:
-            encoder.fit(_refusing_nothing(stream(), texts))
+            rest = _refusing_nothing(stream(), texts)
+            encoder.fit(rest)
+            # An encoder may have seen enough before the end; the input is proven to its end.
+            for _ in rest:
+                pass
     if not texts.count:
         raise _no_texts(texts)
     return texts.count
@@ -212,7 +220,14 @@ def _write(
                 truncated=encoded.truncated,
             )
             bar.update(writer.n)
+    if writer.n != total:
+        raise _changed(texts)
     return writer.close()
+
+
+def _changed(texts: Texts) -> WorkError:
+    file = str(texts.paths[0]) if len(texts.paths) == 1 else None
+    return WorkError("the input changed while it was read", file=file, remedy="run it again")
 
 
 def _facts(texts: Texts) -> dict[str, Any]:
