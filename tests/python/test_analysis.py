@@ -463,7 +463,7 @@ def test_words_when_density_stands() -> None:
 
 
 def test_a_true_slope_is_not_explained_by_a_control_much_like_it() -> None:
-    """Density and typicality correlate .95 and density does the work: its gain of R² shrinks, its slope not."""
+    """Density and typicality correlate .95 and density does the work: its gain shrinks, its slope stays."""
     rng = np.random.default_rng(3)
     w = world(n=3000)
     w.log_density = w.typicality + 0.33 * rng.normal(size=3000)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 #: A slope counts as explained away where its gain of R² falls to this part of what it was and the slope
-#: itself at least halves (a control much like the predictor shrinks the gain of any slope, of a true one too) …
+#: itself at least halves (a control much like the predictor shrinks the gain of a true slope too) …
 NEARLY_ALL, HALVED = 0.1, 0.5
 #: … or where the gain falls to this part and the slope can't be told from zero.
 MOST = 0.25
@@ -159,10 +159,16 @@ def _effect(facts: Mapping[str, Any]) -> str:
             f"(95 % interval {_range(of)}, {p_value(of['p_value'])}{meaning}), {given}."
         )
     unit = " log odds" if facts["kind"] == "binary" else ""
+    alone = facts["bandwidths"][0]["slopes"].get("alone")
+    bare = (
+        f"; without any control it would seem {signed(alone['estimate'])}"
+        if alone and of["controls"] and alone["p_value"] < 0.05
+        else ""
+    )
     return (
         f"Over {of['n']:,} queries, {given}, the data do not settle whether “{name(facts['outcome'])}” "
         f"depends on {what}{set_to}: the slope is {signed(of['estimate'])}{unit} per standard deviation "
-        f"(95 % interval {_range(of)}, {p_value(of['p_value'])}); effects smaller than "
+        f"(95 % interval {_range(of)}, {p_value(of['p_value'])}{bare}); effects smaller than "
         f"{number(of['smallest_detectable_effect'])} would mostly have been missed (80 % power), those "
         f"beyond ± {number(of['equivalence_bound'])} are ruled out."
     )

@@ -126,8 +126,9 @@ def binned(facts: Mapping[str, Any], points: pd.DataFrame, bins: pd.DataFrame) -
         y["range"] = [low - 0.04 * (high - low), high + 0.04 * (high - low)]
     else:
         y["tickformat"] = ".0%"
-    x = points["predictor"].quantile([0.002, 0.998]).to_numpy()
-    pad = 0.03 * (x[1] - x[0])
+    # A long tail of single queries must not squeeze the bins.
+    x = overall["predictor"].iloc[[0, -1]].to_numpy()
+    pad = 0.06 * (x[1] - x[0])
     x_axis = _axis(predictor_title(facts), range=[x[0] - pad, x[1] + pad])
     return {"data": data, "layout": _layout(400, xaxis=x_axis, yaxis=y)}
 
@@ -305,10 +306,11 @@ def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> F
     if len(rows) < 2:
         return None
     data = []
-    for key, name, colour in (
-        ("headline", "headline model", BLUE),
-        ("with_typicality", "with typicality", OCHRE),
-        ("with_max_cosine", "with max cosine", MUTED),
+    # A little apart, so that intervals do not hide each other.
+    for key, name, colour, shift in (
+        ("headline", "headline model", BLUE, 1.0),
+        ("with_typicality", "with typicality", OCHRE, 1.015),
+        ("with_max_cosine", "with max cosine", MUTED, 1.03),
     ):
         of = sorted((r["bandwidth"], r["slopes"][key]) for r in rows if key in r["slopes"])
         if not of:
@@ -318,7 +320,7 @@ def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> F
                 "type": "scatter",
                 "mode": "markers+lines",
                 "name": name,
-                "x": [h for h, _ in of],
+                "x": [h * shift for h, _ in of],
                 "y": [s["estimate"] for _, s in of],
                 "error_y": _interval(
                     [s["ci_low"] for _, s in of],
@@ -331,9 +333,12 @@ def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> F
                 "hovertemplate": "h = %{x:.4g}: %{y:.3f}<extra></extra>",
             }
         )
+    ticks = sorted({float(r["bandwidth"]) for r in rows})
     layout = _layout(
         330,
-        xaxis=_axis("bandwidth h (distance)", type="log", tickformat=".3g"),
+        xaxis=_axis(
+            "bandwidth h (distance)", type="log", tickvals=ticks, ticktext=[f"{h:.3g}" for h in ticks]
+        ),
         yaxis=_axis("slope per standard deviation", zeroline=True, zerolinecolor=INK, zerolinewidth=1),
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},

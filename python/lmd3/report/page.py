@@ -172,6 +172,8 @@ def render(
         "p_value": lambda p: words.p_value(p).removeprefix("p = ").removeprefix("p "),
         "name": words.name,
         "setting": words.setting,
+        "short_setting": lambda b: _short_setting(b, facts),
+        "percent": _percent,
         "count": lambda n: f"{n:,}",
     }
     return environment.get_template("report.html").render(
@@ -182,13 +184,12 @@ def render(
         title=_title(facts),
         figures={name: Markup(figures.escape_json(f)) for name, f in drawn.items() if f is not None},
         ladder=_records(parts.ladder),
-        coefficients=_coefficients(parts.coefficients),
+        coefficients=_coefficients(parts.coefficients, facts),
         examples=examples,
         measured=_measured(facts, run),
         settings=_settings(run),
         # The library's own code: the only mark-up that is not escaped, beside the figures' JSON.
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        number_of_bandwidths=len(facts["bandwidths"]),
         missing=lambda x: x is None or x != x,
     )
 
@@ -215,15 +216,38 @@ def _slope_rows(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]
     return [(_MODELS[m], found[m]) for m in shown]
 
 
-def _coefficients(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the headline models of the primary specification, then the others' predictor rows."""
+def _percent(share: float) -> str:
+    """A share as a percentage that fits any size."""
+    percent = 100 * share
+    return "under 0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
+
+
+def _short_setting(of: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The bandwidth alone where all have one kernel."""
+    full = words.setting(of)
+    one = len({b["kernel"] for b in facts["bandwidths"]}) == 1
+    return full.removeprefix(f"{of['kernel']} kernel, ") if one else full
+
+
+def _coefficients(table: pd.DataFrame, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The headline model in full, then the predictor alone in the other models and at other bandwidths."""
     first = table[table["primary"]]
     rows = _records(first)
     others = table[~table["primary"] & (table["term"] == first["term"].iloc[0])]
+    same = others["bandwidth"].isna()
+    if facts["primary"]["kernel"] is not None:
+        same = (others["kernel"] == facts["primary"]["kernel"]) & (
+            others["bandwidth"] == facts["primary"]["bandwidth"]
+        )
+    # The other models of other bandwidths stand in the table of bandwidths.
+    others = others[same | (others["model"] == "headline")]
     rows += _records(others)
     for row in rows:
         row["model_name"] = _MODELS.get(row["model"], row["model"])
-        row["setting"] = words.setting(row) if isinstance(row["kernel"], str) else ""
+        elsewhere = isinstance(row["kernel"], str) and not (
+            row["kernel"] == facts["primary"]["kernel"] and row["bandwidth"] == facts["primary"]["bandwidth"]
+        )
+        row["setting"] = _short_setting(row, facts) if elsewhere else ""
         row["term_name"] = "intercept" if row["term"] == "const" else words.name(row["term"])
         row["clusters"] = None if pd.isna(row["clusters"]) else int(row["clusters"])
     return rows
