@@ -41,7 +41,7 @@ def texts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     shares = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
-    write("corpus.jsonl", [{"text": text(topic)} for topic in random.choice(5, size=600, p=shares)])
+    write("corpus.jsonl", [{"text": text(topic)} for topic in random.choice(5, size=4200, p=shares)])
     topics = random.integers(0, 5, size=200)
     write("queries.jsonl", [{"text": text(topic)} for topic in topics])
     right = random.random(200) < 0.2 + 1.5 * shares[topics]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lmd3.bandwidth import DEFAULT_RULES
 from lmd3.errors import InputError
 from lmd3.experiments.documentation import PACKAGES, Paragraph, paragraphs
 from lmd3.progress import ProgressFactory
+from lmd3.results import DensityTable
 
 Floats = NDArray[np.float64]
 
@@ -38,8 +40,6 @@ ARMS: tuple[tuple[str, int], ...] = (
     ("dropout", 1),
     ("dropout", 4),
 )
-#: The bandwidths of the tables, the primary one first.
-BANDWIDTHS = ("ess=1000", "ess=10", "ess=100", "ess=10000")
 #: Paragraphs in the leak: 80 blocks.
 LEAKED = 480
 #: Share of the words that a paragraph loses when it is leaked with word dropout.
@@ -209,7 +209,7 @@ def run_demo(
     encoded = lmd3.encode_queries(lmd3.read_texts(folder / "queries.jsonl", group="group"), corpus)
 
     say("Summing the kernels of all pairs: density ...")
-    estimator = lmd3.KernelDensity(bandwidth=list(BANDWIDTHS), threads=threads)
+    estimator = lmd3.KernelDensity(bandwidth=list(DEFAULT_RULES), threads=threads)
     table = estimator.fit(corpus).density(encoded, neighbors=10, progress=progress)
     table.save(folder / "density")
     covariates = lmd3.compute_covariates(corpus, encoded)
@@ -232,11 +232,15 @@ def run_demo(
         return relate(loss[rows], controls[rows], log_density[rows], max_cosine[rows], groups[rows])
 
     trained, untrained = related(slice(len(held_out))), related(slice(len(held_out), None))
-    chosen = (pc.field("outcome") == "nats_per_token") & (pc.field("group") != UNTRAINED)
-    study = lmd3.analysis.regress(outcomes.filter(chosen), table, covariates=covariates, within="group")
+    study = lmd3.analysis.regress(
+        outcomes.filter((pc.field("outcome") == "nats_per_token") & (pc.field("group") != UNTRAINED)),
+        _of_queries(table, ids[: len(held_out)]),
+        covariates=covariates,
+        within="group",
+    )
     study.save(folder / "analysis")
     report = folder / "report.html"
-    lmd3.write_report(study, table, report)
+    lmd3.write_report(study, table, report, queries=folder / "queries.jsonl")
 
     say("Leaking held-out paragraphs into the training text and training again ...")
     random = np.random.default_rng([seed, 1])
@@ -275,6 +279,17 @@ def run_demo(
     (folder / "demo.json").write_text(json.dumps(demo.to_dict(), indent=1) + "\n", encoding="utf-8")
     (folder / "summary.txt").write_text(demo.summary() + "\n", encoding="utf-8")
     return demo
+
+
+def _of_queries(table: DensityTable, ids: Sequence[str]) -> DensityTable:
+    """The tables of some queries only."""
+    chosen = pc.field("id").isin(pa.array(ids, pa.string()))
+    return replace(
+        table,
+        density=table.density.filter(chosen),
+        queries=table.queries.filter(chosen),
+        neighbors=table.neighbors.filter(chosen),
+    )
 
 
 def _columns(table: pa.Table, ids: Sequence[str], *names: str) -> Floats:
@@ -494,8 +509,9 @@ def _summary(demo: Demo) -> str:
         "What this does not show",
         "   * That density says more than the nearest text does: the largest cosine alone adds"
         f" {trained.cosine:.2f},",
-        f"     log density then {trained.density_beyond_cosine:.3f}. The built-in encoder compares words,",
-        "     and documentation is full of near-copies. With a neural encoder the answer may differ.",
+        f"     log density then {trained.density_beyond_cosine:.3f}."
+        " The built-in encoder compares words, and",
+        "     documentation is full of near-copies. With a neural encoder the answer may differ.",
         "   * That a neural model would behave so: an n-gram model repeats what it read.",
         "   * A cause, in part 1: that is a correlation. Only part 2 changes the training text.",
         "",
