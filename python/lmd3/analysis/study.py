@@ -416,7 +416,8 @@ def _run(
             models["headline_pooled" if is_within else "headline_within"] = (names, not is_within, True)
         if number == 0:
             models["naive"] = (names, is_within, False)
-        models["alone"] = ([], is_within, True)
+        if names:
+            models["alone"] = ([], is_within, True)
         if _controls.TYPICALITY in sample.beside:
             if _controls.TYPICALITY in names:
                 others = [c for c in names if c != _controls.TYPICALITY]

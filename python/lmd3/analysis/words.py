@@ -198,9 +198,13 @@ def _explanation(facts: Mapping[str, Any]) -> str:
                     if abs(of["correlation"] or 0) > 0.95
                     else ""
                 )
+                turned = (
+                    of["with"]["estimate"] * of["without"]["estimate"] < 0 and of["with"]["p_value"] < 0.05
+                )
                 parts.append(
-                    f"{short} explains what {what} seemed to show: with {long} in the model the slope is "
-                    f"{slope} and its part of R² falls from {gains[0]} to {gains[1]}{alike}"
+                    f"{short} explains what {what} seemed to show: with {long} in the model the slope "
+                    f"{'turns round to' if turned else 'is'} {slope} and its part of R² falls "
+                    f"from {gains[0]} to {gains[1]}{alike}"
                 )
             case "weakens":
                 lost = ", no longer to be told from zero" if of["with"]["p_value"] >= 0.05 else ""

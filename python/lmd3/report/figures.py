@@ -164,7 +164,7 @@ def panels(facts: Mapping[str, Any], bins: pd.DataFrame) -> Figure | None:
     limits = {}
     for axis, low, high in (("x", "predictor", "predictor"), ("y", "ci_low", "ci_high")):
         # Bins of few rows have huge intervals; letting a few run out of the picture keeps the rest readable.
-        near = 0.05 if axis == "y" else 0.0
+        near = 0.02 if axis == "y" else 0.0
         a = min(float(shown[low].quantile(near)), float(shown["mean" if near else low].min()))
         b = max(float(shown[high].quantile(1 - near)), float(shown["mean" if near else high].max()))
         limits[axis] = [a - 0.06 * (b - a), b + 0.06 * (b - a)]

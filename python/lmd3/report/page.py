@@ -174,6 +174,7 @@ def render(
         "setting": words.setting,
         "short_setting": lambda b: _short_setting(b, facts),
         "percent": _percent,
+        "cosine": lambda x: f"{x:.3f}".replace("-", "−"),
         "count": lambda n: f"{n:,}",
     }
     return environment.get_template("report.html").render(
@@ -208,9 +209,6 @@ def _title(facts: Mapping[str, Any]) -> str:
 def _slope_rows(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     found = facts["bandwidths"][0]["slopes"]
     shown = [m for m in _MODELS if m in found]
-    if not facts["primary"]["controls"]:
-        # Without controls the headline model is the predictor alone.
-        shown = [m for m in shown if m != "alone"]
     if found.get("naive", {}).get("std_error") == found["headline"]["std_error"]:
         shown.remove("naive")
     return [(_MODELS[m], found[m]) for m in shown]
@@ -295,7 +293,7 @@ def _examples(
                     "near": [
                         {
                             **n,
-                            "text": _texts.shorten(corpus_texts[str(n["neighbor_id"])])
+                            "text": _texts.shorten(corpus_texts[str(n["neighbor_id"])], _texts.LONGEST_NEAR)
                             if str(n["neighbor_id"]) in corpus_texts
                             else None,
                         }

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 
 from lmd3.errors import Lmd3Error
 
-#: Longest text shown; the rest is cut and marked.
+#: Longest text shown of a query; the rest is cut and marked.
 LONGEST = 600
+#: … and of a training text beside it.
+LONGEST_NEAR = 320
 
 
 def look_up(
