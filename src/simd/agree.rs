@@ -92,6 +92,77 @@ fn dots_norms_and_distances_agree_with_double_precision() {
 }
 
 #[test]
+fn integer_dots_are_exact_and_become_distances() {
+    for_each_level(|level| {
+        let width = level.panel_width();
+        for d in DIMS.map(|d| d.next_multiple_of(2)) {
+            // The whole range, as far as sums fit 32 bits.
+            let largest = (f64::from(i32::MAX) / d as f64).sqrt().min(32767.0) as f32;
+            let integers = |seed: u64, n: usize| -> Vec<i16> {
+                let mut out = vec![0; n];
+                level.quantise(&noise(seed, n), largest, &mut out);
+                out
+            };
+            let queries = integers(3, width * d);
+            let mut panel = vec![0; width * d];
+            pack_panel_i16(&queries, d, width, &mut panel);
+            for n in ROWS {
+                let rows = integers(4, n * d);
+                let mut dots = vec![0_i32; n * width];
+                level.dots_i16(&rows, d, &panel, &mut dots);
+                let exact = |x: &[i16], q: &[i16]| -> i64 {
+                    x.iter().zip(q).map(|(&x, &q)| i64::from(x) * i64::from(q)).sum()
+                };
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        assert_eq!(i64::from(dots[i * width + j]), exact(row, query), "{d} {n} {i} {j}");
+                    }
+                }
+                let row_scales: Vec<f32> = noise(5, n).iter().map(|x| 1e-4 * (x + 2.0)).collect();
+                let query_scales: Vec<f32> = noise(6, width).iter().map(|x| 1e-4 * (x + 2.0)).collect();
+                let norm = |v: &[i16], scale: f32| (exact(v, v) as f64 * f64::from(scale).powi(2)) as f32;
+                let norms: Vec<f32> =
+                    rows.chunks_exact(d).zip(&row_scales).map(|(row, &scale)| norm(row, scale)).collect();
+                let query_norms: Vec<f32> =
+                    queries.chunks_exact(d).zip(&query_scales).map(|(q, &scale)| norm(q, scale)).collect();
+                let mut tile: Vec<f32> =
+                    dots.iter().map(|&dot| f32::from_bits(dot.cast_unsigned())).collect();
+                let mut min = vec![0.0; width];
+                let scales = RowScales { norms: &norms, scales: &row_scales };
+                level.sq_distances_i32(&mut tile, scales, &query_norms, &query_scales, &mut min);
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let (a, b) = (f64::from(row_scales[i]), f64::from(query_scales[j]));
+                        let truth: f64 = row
+                            .iter()
+                            .zip(query)
+                            .map(|(&x, &q)| (f64::from(x) * a - f64::from(q) * b).powi(2))
+                            .sum();
+                        let size = f64::from(norms[i] + query_norms[j]);
+                        assert!((f64::from(tile[i * width + j]) - truth).abs() < 5e-7 * size);
+                    }
+                }
+                let mut again = vec![0.0; width];
+                level.column_min(&tile, &mut again);
+                assert_eq!(again, min);
+            }
+        }
+    });
+}
+
+#[test]
+fn quantising_rounds_to_the_nearest() {
+    for_each_level(|level| {
+        let values = noise(9, 1001);
+        let mut out = vec![0_i16; 1001];
+        level.quantise(&values, 32767.0, &mut out);
+        for (&value, &integer) in values.iter().zip(&out) {
+            assert_eq!(integer, (value * 32767.0).round_ties_even() as i16);
+        }
+    });
+}
+
+#[test]
 fn hits_are_exactly_the_values_below_the_cut() {
     for_each_level(|level| {
         let width = level.panel_width();

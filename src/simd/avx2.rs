@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: panels of 16 queries, micro-tiles of 6 rows × 2 vectors.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::tile::{self, Exponent, Lanes, PanelSums};
@@ -24,6 +25,11 @@ unsafe impl Lanes for V8 {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller vouches for 8 readable values.
         Self(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn load_integers(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for 8 readable values.
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -93,19 +99,10 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
     if n < ROWS {
         return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots(rows, d, panel, out));
     }
-    let mut row = 0;
-    loop {
+    super::each_micro_tile(n, ROWS, |row| {
         // SAFETY: rows row..row + ROWS lie inside both.
-        unsafe {
-            let from = rows.as_ptr().add(row * d);
-            micro(from, d, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH));
-        }
-        if row + ROWS == n {
-            break;
-        }
-        // The last micro-tile overlaps the one before: the same bits are written again.
-        row = (row + ROWS).min(n - ROWS);
-    }
+        unsafe { micro(rows.as_ptr().add(row * d), d, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH)) }
+    });
 }
 
 /// # Safety
@@ -134,6 +131,119 @@ unsafe fn micro(rows: *const f32, d: usize, panel: *const f32, out: *mut f32) {
             _mm256_storeu_ps(out.add(r * WIDTH + 8), sum[1]);
         }
     }
+}
+
+/// One row of a step: broadcast a pair, multiply-add it with both query vectors into 32 bits, add to the sums.
+macro_rules! row {
+    ($base:literal, $x:literal, $left:literal, $right:literal) => {
+        concat!(
+            "vpbroadcastd ymm14, dword ptr [",
+            $base,
+            " + ",
+            $x,
+            "]\n",
+            "vpmaddwd ymm15, ymm12, ymm14\n",
+            "vpmaddwd ymm14, ymm13, ymm14\n",
+            "vpaddd ",
+            $left,
+            ", ",
+            $left,
+            ", ymm15\n",
+            "vpaddd ",
+            $right,
+            ", ",
+            $right,
+            ", ymm14\n",
+        )
+    };
+}
+
+/// One step of two values: `x` and `q` are byte offsets into a row and into the panel.
+macro_rules! step {
+    ($x:literal, $q:literal) => {
+        concat!(
+            "vmovdqu ymm12, ymmword ptr [{q} + ",
+            $q,
+            "]\n",
+            "vmovdqu ymm13, ymmword ptr [{q} + ",
+            $q,
+            " + 32]\n",
+            row!("{b0}", $x, "ymm0", "ymm1"),
+            row!("{b0} + {s}", $x, "ymm2", "ymm3"),
+            row!("{b0} + 2*{s}", $x, "ymm4", "ymm5"),
+            row!("{b1}", $x, "ymm6", "ymm7"),
+            row!("{b1} + {s}", $x, "ymm8", "ymm9"),
+            row!("{b1} + 2*{s}", $x, "ymm10", "ymm11"),
+        )
+    };
+}
+
+/// 6 rows × 16 queries of 16-bit integers, summed in 32 bits. In assembly: the compiler spills here.
+///
+/// # Safety
+/// `rows` points to ROWS rows of `steps` pairs, `panel` to `steps` × WIDTH pairs, `out` to ROWS × WIDTH values.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[rustfmt::skip]
+unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut i32) {
+    let stride = 4 * steps;
+    // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
+    unsafe {
+        asm!(
+            "vpxor ymm0, ymm0, ymm0", "vpxor ymm1, ymm1, ymm1", "vpxor ymm2, ymm2, ymm2", "vpxor ymm3, ymm3, ymm3",
+            "vpxor ymm4, ymm4, ymm4", "vpxor ymm5, ymm5, ymm5", "vpxor ymm6, ymm6, ymm6", "vpxor ymm7, ymm7, ymm7",
+            "vpxor ymm8, ymm8, ymm8", "vpxor ymm9, ymm9, ymm9", "vpxor ymm10, ymm10, ymm10",
+            "vpxor ymm11, ymm11, ymm11",
+            "test {fours}, {fours}",
+            "jz 3f",
+            "2:",
+            "prefetcht0 byte ptr [{b1} + 4*{s}]",
+            step!("0", "0"), step!("4", "64"), step!("8", "128"), step!("12", "192"),
+            "add {b0}, 16", "add {b1}, 16", "add {q}, 256",
+            "dec {fours}",
+            "jnz 2b",
+            "3:",
+            "test {rest}, {rest}",
+            "jz 5f",
+            "4:",
+            step!("0", "0"),
+            "add {b0}, 4", "add {b1}, 4", "add {q}, 64",
+            "dec {rest}",
+            "jnz 4b",
+            "5:",
+            "vmovdqu [{out}], ymm0", "vmovdqu [{out} + 32], ymm1", "vmovdqu [{out} + 64], ymm2",
+            "vmovdqu [{out} + 96], ymm3", "vmovdqu [{out} + 128], ymm4", "vmovdqu [{out} + 160], ymm5",
+            "vmovdqu [{out} + 192], ymm6", "vmovdqu [{out} + 224], ymm7", "vmovdqu [{out} + 256], ymm8",
+            "vmovdqu [{out} + 288], ymm9", "vmovdqu [{out} + 320], ymm10", "vmovdqu [{out} + 352], ymm11",
+            b0 = inout(reg) rows => _,
+            b1 = inout(reg) rows.wrapping_byte_add(3 * stride) => _,
+            q = inout(reg) panel => _,
+            s = in(reg) stride,
+            fours = inout(reg) steps / 4 => _,
+            rest = inout(reg) steps % 4 => _,
+            out = in(reg) out,
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
+            out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
+/// is [d/2][WIDTH][2].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    let n = rows.len() / d;
+    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * WIDTH && out.len() == n * WIDTH);
+    if n < ROWS {
+        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots_i16(rows, d, panel, out));
+    }
+    super::each_micro_tile(n, ROWS, |row| {
+        // SAFETY: rows row..row + ROWS lie inside both.
+        unsafe {
+            micro_i16(rows.as_ptr().add(row * d), d / 2, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH))
+        }
+    });
 }
 
 /// Half to single precision.

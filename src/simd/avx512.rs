@@ -27,6 +27,11 @@ unsafe impl Lanes for V16 {
         Self(unsafe { _mm512_loadu_ps(from) })
     }
     #[inline(always)]
+    unsafe fn load_integers(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for 16 readable values.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) })
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 16 writable values.
         unsafe { _mm512_storeu_ps(to, self.0) }
@@ -91,39 +96,35 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
     if n < ROWS {
         return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots(rows, d, panel, out));
     }
-    let mut row = 0;
-    loop {
+    super::each_micro_tile(n, ROWS, |row| {
         // SAFETY: rows row..row + ROWS lie inside both.
         unsafe {
-            let from = rows.as_ptr().add(row * d).cast::<u8>();
-            micro(from, d, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH));
+            let from = rows.as_ptr().add(row * d).cast();
+            micro_f32(from, d, panel.as_ptr().cast(), out.as_mut_ptr().add(row * WIDTH).cast());
         }
-        if row + ROWS == n {
-            break;
-        }
-        // The last micro-tile overlaps the one before: the same bits are written again.
-        row = (row + ROWS).min(n - ROWS);
-    }
+    });
 }
 
-/// One row of a step: broadcast one value, multiply it with both query vectors.
+/// One row of a step: broadcast 32 bits of it, multiply them with both query vectors.
 macro_rules! row {
-    ($base:literal, $index:literal, $x:literal, $temp:literal, $left:literal, $right:literal) => {
+    ($load:literal, $multiply:literal, $base:literal, $x:literal, $temp:literal, $left:literal, $right:literal) => {
         concat!(
-            "vbroadcastss ",
+            $load,
+            " ",
             $temp,
             ", dword ptr [",
             $base,
-            $index,
             " + ",
             $x,
             "]\n",
-            "vfmadd231ps ",
+            $multiply,
+            " ",
             $left,
             ", zmm24, ",
             $temp,
             "\n",
-            "vfmadd231ps ",
+            $multiply,
+            " ",
             $right,
             ", zmm25, ",
             $temp,
@@ -134,7 +135,7 @@ macro_rules! row {
 
 /// One step in k: `x` and `q` are byte offsets into a row and into the panel.
 macro_rules! step {
-    ($x:literal, $q:literal) => {
+    ($load:literal, $multiply:literal, $x:literal, $q:literal) => {
         concat!(
             "vmovups zmm24, zmmword ptr [{q} + ",
             $q,
@@ -142,23 +143,23 @@ macro_rules! step {
             "vmovups zmm25, zmmword ptr [{q} + ",
             $q,
             " + 64]\n",
-            row!("{b0}", "", $x, "zmm26", "zmm0", "zmm1"),
-            row!("{b0}", " + {s}", $x, "zmm27", "zmm2", "zmm3"),
-            row!("{b0}", " + 2*{s}", $x, "zmm28", "zmm4", "zmm5"),
-            row!("{b0}", " + {s3}", $x, "zmm29", "zmm6", "zmm7"),
-            row!("{b1}", "", $x, "zmm26", "zmm8", "zmm9"),
-            row!("{b1}", " + {s}", $x, "zmm27", "zmm10", "zmm11"),
-            row!("{b1}", " + 2*{s}", $x, "zmm28", "zmm12", "zmm13"),
-            row!("{b1}", " + {s3}", $x, "zmm29", "zmm14", "zmm15"),
-            row!("{b2}", "", $x, "zmm26", "zmm16", "zmm17"),
-            row!("{b2}", " + {s}", $x, "zmm27", "zmm18", "zmm19"),
-            row!("{b2}", " + 2*{s}", $x, "zmm28", "zmm20", "zmm21"),
-            row!("{b2}", " + {s3}", $x, "zmm29", "zmm22", "zmm23"),
+            row!($load, $multiply, "{b0}", $x, "zmm26", "zmm0", "zmm1"),
+            row!($load, $multiply, "{b0} + {s}", $x, "zmm27", "zmm2", "zmm3"),
+            row!($load, $multiply, "{b0} + 2*{s}", $x, "zmm28", "zmm4", "zmm5"),
+            row!($load, $multiply, "{b0} + {s3}", $x, "zmm29", "zmm6", "zmm7"),
+            row!($load, $multiply, "{b1}", $x, "zmm26", "zmm8", "zmm9"),
+            row!($load, $multiply, "{b1} + {s}", $x, "zmm27", "zmm10", "zmm11"),
+            row!($load, $multiply, "{b1} + 2*{s}", $x, "zmm28", "zmm12", "zmm13"),
+            row!($load, $multiply, "{b1} + {s3}", $x, "zmm29", "zmm14", "zmm15"),
+            row!($load, $multiply, "{b2}", $x, "zmm26", "zmm16", "zmm17"),
+            row!($load, $multiply, "{b2} + {s}", $x, "zmm27", "zmm18", "zmm19"),
+            row!($load, $multiply, "{b2} + 2*{s}", $x, "zmm28", "zmm20", "zmm21"),
+            row!($load, $multiply, "{b2} + {s3}", $x, "zmm29", "zmm22", "zmm23"),
         )
     };
 }
 
-/// Prefetches one line of 4 rows of the next micro-tile ({p} = 12 rows ahead of a base).
+/// Prefetches one line of each of 4 rows of the next micro-tile, 12 rows ahead of a base.
 macro_rules! prefetch {
     ($base:literal) => {
         concat!(
@@ -173,66 +174,120 @@ macro_rules! prefetch {
     };
 }
 
-/// # Safety
-/// `rows` points to ROWS rows of d values, `panel` to d × WIDTH, `out` to ROWS × WIDTH.
+/// A micro-kernel: 12 rows × 32 queries, 32 bits of a row at a time, 24 accumulators of 32 bits.
+///
+/// In assembly because the compiler spills accumulators once the stride is a run-time value.
+macro_rules! micro_kernel {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $load:literal, $multiply:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `rows` points to ROWS rows of `steps` × 4 bytes, `panel` to `steps` × WIDTH × 4 bytes, `out` to ROWS × WIDTH values.
+        #[target_feature(enable = $features)]
+        #[rustfmt::skip]
+        unsafe fn $name(rows: *const u8, steps: usize, panel: *const u8, out: *mut u8) {
+            let stride = 4 * steps;
+            // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
+            unsafe {
+                asm!(
+                    "vpxorq zmm0, zmm0, zmm0", "vpxorq zmm1, zmm1, zmm1", "vpxorq zmm2, zmm2, zmm2",
+                    "vpxorq zmm3, zmm3, zmm3", "vpxorq zmm4, zmm4, zmm4", "vpxorq zmm5, zmm5, zmm5",
+                    "vpxorq zmm6, zmm6, zmm6", "vpxorq zmm7, zmm7, zmm7", "vpxorq zmm8, zmm8, zmm8",
+                    "vpxorq zmm9, zmm9, zmm9", "vpxorq zmm10, zmm10, zmm10", "vpxorq zmm11, zmm11, zmm11",
+                    "vpxorq zmm12, zmm12, zmm12", "vpxorq zmm13, zmm13, zmm13", "vpxorq zmm14, zmm14, zmm14",
+                    "vpxorq zmm15, zmm15, zmm15", "vpxorq zmm16, zmm16, zmm16", "vpxorq zmm17, zmm17, zmm17",
+                    "vpxorq zmm18, zmm18, zmm18", "vpxorq zmm19, zmm19, zmm19", "vpxorq zmm20, zmm20, zmm20",
+                    "vpxorq zmm21, zmm21, zmm21", "vpxorq zmm22, zmm22, zmm22", "vpxorq zmm23, zmm23, zmm23",
+                    "test {lines}, {lines}",
+                    "jz 3f",
+                    "2:",
+                    prefetch!("{b0}"),
+                    step!($load, $multiply, "0", "0"), step!($load, $multiply, "4", "128"),
+                    step!($load, $multiply, "8", "256"), step!($load, $multiply, "12", "384"),
+                    prefetch!("{b1}"),
+                    step!($load, $multiply, "16", "512"), step!($load, $multiply, "20", "640"),
+                    step!($load, $multiply, "24", "768"), step!($load, $multiply, "28", "896"),
+                    prefetch!("{b2}"),
+                    step!($load, $multiply, "32", "1024"), step!($load, $multiply, "36", "1152"),
+                    step!($load, $multiply, "40", "1280"), step!($load, $multiply, "44", "1408"),
+                    step!($load, $multiply, "48", "1536"), step!($load, $multiply, "52", "1664"),
+                    step!($load, $multiply, "56", "1792"), step!($load, $multiply, "60", "1920"),
+                    "add {b0}, 64", "add {b1}, 64", "add {b2}, 64", "add {q}, 2048",
+                    "dec {lines}",
+                    "jnz 2b",
+                    "3:",
+                    "test {rest}, {rest}",
+                    "jz 5f",
+                    "4:",
+                    step!($load, $multiply, "0", "0"),
+                    "add {b0}, 4", "add {b1}, 4", "add {b2}, 4", "add {q}, 128",
+                    "dec {rest}",
+                    "jnz 4b",
+                    "5:",
+                    "vmovups [{out}], zmm0", "vmovups [{out} + 64], zmm1", "vmovups [{out} + 128], zmm2",
+                    "vmovups [{out} + 192], zmm3", "vmovups [{out} + 256], zmm4", "vmovups [{out} + 320], zmm5",
+                    "vmovups [{out} + 384], zmm6", "vmovups [{out} + 448], zmm7", "vmovups [{out} + 512], zmm8",
+                    "vmovups [{out} + 576], zmm9", "vmovups [{out} + 640], zmm10", "vmovups [{out} + 704], zmm11",
+                    "vmovups [{out} + 768], zmm12", "vmovups [{out} + 832], zmm13", "vmovups [{out} + 896], zmm14",
+                    "vmovups [{out} + 960], zmm15", "vmovups [{out} + 1024], zmm16", "vmovups [{out} + 1088], zmm17",
+                    "vmovups [{out} + 1152], zmm18", "vmovups [{out} + 1216], zmm19", "vmovups [{out} + 1280], zmm20",
+                    "vmovups [{out} + 1344], zmm21", "vmovups [{out} + 1408], zmm22", "vmovups [{out} + 1472], zmm23",
+                    b0 = inout(reg) rows => _,
+                    b1 = inout(reg) rows.wrapping_add(4 * stride) => _,
+                    b2 = inout(reg) rows.wrapping_add(8 * stride) => _,
+                    q = inout(reg) panel => _,
+                    s = in(reg) stride,
+                    s3 = in(reg) 3 * stride,
+                    lines = inout(reg) steps / 16 => _,
+                    rest = inout(reg) steps % 16 => _,
+                    t = out(reg) _,
+                    out = in(reg) out,
+                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+                    out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                    out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
+                    out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+micro_kernel!(
+    /// Single precision: a step is one value of a row.
+    micro_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vbroadcastss", "vfmadd231ps"
+);
+micro_kernel!(
+    /// Pairs of 16-bit integers, summed in 32 bits: a step is two values of a row.
+    micro_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpbroadcastd", "vpdpwssd"
+);
+
+/// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
+/// is [d/2][WIDTH][2].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn micro(rows: *const u8, d: usize, panel: *const f32, out: *mut f32) {
-    let stride = 4 * d;
-    // In assembly because the compiler spills accumulators once the stride is a run-time value.
-    // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
-    unsafe {
-        asm!(
-            "vpxorq zmm0, zmm0, zmm0", "vpxorq zmm1, zmm1, zmm1", "vpxorq zmm2, zmm2, zmm2", "vpxorq zmm3, zmm3, zmm3",
-            "vpxorq zmm4, zmm4, zmm4", "vpxorq zmm5, zmm5, zmm5", "vpxorq zmm6, zmm6, zmm6", "vpxorq zmm7, zmm7, zmm7",
-            "vpxorq zmm8, zmm8, zmm8", "vpxorq zmm9, zmm9, zmm9", "vpxorq zmm10, zmm10, zmm10", "vpxorq zmm11, zmm11, zmm11",
-            "vpxorq zmm12, zmm12, zmm12", "vpxorq zmm13, zmm13, zmm13", "vpxorq zmm14, zmm14, zmm14", "vpxorq zmm15, zmm15, zmm15",
-            "vpxorq zmm16, zmm16, zmm16", "vpxorq zmm17, zmm17, zmm17", "vpxorq zmm18, zmm18, zmm18", "vpxorq zmm19, zmm19, zmm19",
-            "vpxorq zmm20, zmm20, zmm20", "vpxorq zmm21, zmm21, zmm21", "vpxorq zmm22, zmm22, zmm22", "vpxorq zmm23, zmm23, zmm23",
-            "test {lines}, {lines}",
-            "jz 3f",
-            "2:",
-            prefetch!("{b0}"),
-            step!("0", "0"), step!("4", "128"), step!("8", "256"), step!("12", "384"),
-            prefetch!("{b1}"),
-            step!("16", "512"), step!("20", "640"), step!("24", "768"), step!("28", "896"),
-            prefetch!("{b2}"),
-            step!("32", "1024"), step!("36", "1152"), step!("40", "1280"), step!("44", "1408"),
-            step!("48", "1536"), step!("52", "1664"), step!("56", "1792"), step!("60", "1920"),
-            "add {b0}, 64", "add {b1}, 64", "add {b2}, 64", "add {q}, 2048",
-            "dec {lines}",
-            "jnz 2b",
-            "3:",
-            "test {rest}, {rest}",
-            "jz 5f",
-            "4:",
-            step!("0", "0"),
-            "add {b0}, 4", "add {b1}, 4", "add {b2}, 4", "add {q}, 128",
-            "dec {rest}",
-            "jnz 4b",
-            "5:",
-            "vmovups [{out}], zmm0", "vmovups [{out} + 64], zmm1", "vmovups [{out} + 128], zmm2", "vmovups [{out} + 192], zmm3",
-            "vmovups [{out} + 256], zmm4", "vmovups [{out} + 320], zmm5", "vmovups [{out} + 384], zmm6", "vmovups [{out} + 448], zmm7",
-            "vmovups [{out} + 512], zmm8", "vmovups [{out} + 576], zmm9", "vmovups [{out} + 640], zmm10", "vmovups [{out} + 704], zmm11",
-            "vmovups [{out} + 768], zmm12", "vmovups [{out} + 832], zmm13", "vmovups [{out} + 896], zmm14", "vmovups [{out} + 960], zmm15",
-            "vmovups [{out} + 1024], zmm16", "vmovups [{out} + 1088], zmm17", "vmovups [{out} + 1152], zmm18", "vmovups [{out} + 1216], zmm19",
-            "vmovups [{out} + 1280], zmm20", "vmovups [{out} + 1344], zmm21", "vmovups [{out} + 1408], zmm22", "vmovups [{out} + 1472], zmm23",
-            b0 = inout(reg) rows => _,
-            b1 = inout(reg) rows.add(4 * stride) => _,
-            b2 = inout(reg) rows.add(8 * stride) => _,
-            q = inout(reg) panel => _,
-            s = in(reg) stride,
-            s3 = in(reg) 3 * stride,
-            lines = inout(reg) d / 16 => _,
-            rest = inout(reg) d % 16 => _,
-            t = out(reg) _,
-            out = in(reg) out,
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
-            out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
-            out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
-            options(nostack),
-        );
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    if !is_x86_feature_detected!("avx512vnni") {
+        return dots_i16_plain(rows, d, panel, out);
     }
+    let n = rows.len() / d;
+    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * WIDTH && out.len() == n * WIDTH);
+    if n < ROWS {
+        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots_i16(rows, d, panel, out));
+    }
+    super::each_micro_tile(n, ROWS, |row| {
+        // SAFETY: rows row..row + ROWS lie inside both; VNNI was detected.
+        unsafe {
+            let from = rows.as_ptr().add(row * d).cast();
+            micro_i16(from, d / 2, panel.as_ptr().cast(), out.as_mut_ptr().add(row * WIDTH).cast());
+        }
+    });
+}
+
+/// The same without VNNI, where the compiler's own code has to do.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn dots_i16_plain(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    tile::dots_i16::<WIDTH>(rows, d, panel, out);
 }
 
 /// Half to single precision.

@@ -16,7 +16,7 @@ mod avx512;
 
 pub use level::Level;
 use level::Set;
-pub(crate) use tile::{Exponent, FAR, PanelSums};
+pub(crate) use tile::{Exponent, FAR, PanelSums, RowScales};
 
 use crate::rows::{Dtype, Rows};
 
@@ -32,6 +32,22 @@ macro_rules! instantiate {
             min: &mut [f32],
         ) {
             tile::sq_distances::<$lanes>(tile, WIDTH, row_norms, query_norms, min);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn sq_distances_i32(
+            tile: &mut [f32],
+            rows: super::RowScales<'_>,
+            query_norms: &[f32],
+            query_scales: &[f32],
+            min: &mut [f32],
+        ) {
+            tile::sq_distances_i32::<$lanes>(tile, WIDTH, rows, query_norms, query_scales, min);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
+            tile::quantise(row, factor, out);
         }
 
         #[target_feature(enable = $features)]
@@ -104,22 +120,37 @@ use instantiate;
 
 /// Runs a kernel that needs at least `least` rows on fewer: on a copy filled up with zeros.
 #[cfg(target_arch = "x86_64")]
-fn with_padding(
-    rows: &[f32],
+fn with_padding<T: Copy + Default, U: Copy + Default>(
+    rows: &[T],
     d: usize,
     least: usize,
     width: usize,
-    out: &mut [f32],
-    run: impl FnOnce(&[f32], &mut [f32]),
+    out: &mut [U],
+    run: impl FnOnce(&[T], &mut [U]),
 ) {
     if rows.is_empty() {
         return;
     }
-    let mut padded = vec![0.0; least * d];
+    let mut padded = vec![T::default(); least * d];
     padded[..rows.len()].copy_from_slice(rows);
-    let mut padded_out = vec![0.0; least * width];
+    let mut padded_out = vec![U::default(); least * width];
     run(&padded, &mut padded_out);
     out.copy_from_slice(&padded_out[..out.len()]);
+}
+
+/// Calls `run` with the first row of each micro-tile of `size` rows among `n ≥ size`. The last one overlaps the one
+/// before, where `size` does not divide n: the same bits are written again.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn each_micro_tile(n: usize, size: usize, mut run: impl FnMut(usize)) {
+    let mut row = 0;
+    loop {
+        run(row);
+        if row + size == n {
+            break;
+        }
+        row = (row + size).min(n - size);
+    }
 }
 
 /// Calls the function of the level's module.
@@ -152,6 +183,28 @@ impl Level {
     /// Dot products of rows with a packed panel ([d][width]): out[row][lane].
     pub(crate) fn dots(self, rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
         dispatch!(self, dots(rows, d, panel, out));
+    }
+
+    /// Dot products of 16-bit rows with a packed panel ([d/2][width][2], d even): out[row][lane], exact in 32 bits.
+    pub(crate) fn dots_i16(self, rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+        dispatch!(self, dots_i16(rows, d, panel, out));
+    }
+
+    /// Integer dot products (the bits of the tile) to squared distances, in place, with the smallest of each column.
+    pub(crate) fn sq_distances_i32(
+        self,
+        tile: &mut [f32],
+        rows: RowScales<'_>,
+        query_norms: &[f32],
+        query_scales: &[f32],
+        min: &mut [f32],
+    ) {
+        dispatch!(self, sq_distances_i32(tile, rows, query_norms, query_scales, min));
+    }
+
+    /// Values times a factor as 16-bit integers; |value · factor| must stay below 2¹⁵.
+    pub(crate) fn quantise(self, row: &[f32], factor: f32, out: &mut [i16]) {
+        dispatch!(self, quantise(row, factor, out));
     }
 
     /// Dot products to squared distances, in place, with the smallest of each column.
@@ -253,6 +306,17 @@ pub(crate) fn pack_panel(queries: &[f32], d: usize, width: usize, panel: &mut [f
     for (lane, query) in queries.chunks_exact(d).enumerate() {
         for (k, &value) in query.iter().enumerate() {
             panel[k * width + lane] = value;
+        }
+    }
+}
+
+/// 16-bit queries of a panel side by side, [d/2][width][2]. Rows of `queries` have d values, d even.
+pub(crate) fn pack_panel_i16(queries: &[i16], d: usize, width: usize, panel: &mut [i16]) {
+    assert!(panel.len() == d * width && queries.len() <= panel.len() && d.is_multiple_of(2));
+    panel.fill(0);
+    for (lane, query) in queries.chunks_exact(d).enumerate() {
+        for (k, pair) in query.as_chunks::<2>().0.iter().enumerate() {
+            panel[(k * width + lane) * 2..][..2].copy_from_slice(pair);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The readable reference: plain Rust that every CPU runs. The other levels must agree with it.
 
-use super::tile::{self, Exponent, Lanes, PanelSums};
+use super::tile::{self, Exponent, Lanes, PanelSums, RowScales};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 16;
@@ -27,6 +27,11 @@ unsafe impl Lanes for Eight {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller vouches for 8 values; the read may be unaligned.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_integers(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for 8 values; the read may be unaligned.
+        Self(unsafe { from.cast::<[i32; 8]>().read_unaligned() }.map(|value| value as f32))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -88,6 +93,25 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
         }
         out.copy_from_slice(&sums);
     }
+}
+
+/// Dot products of 16-bit rows with a panel of 16-bit queries ([d/2][WIDTH][2]): out[row][lane], exact in 32 bits.
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    tile::dots_i16::<WIDTH>(rows, d, panel, out);
+}
+
+pub(super) fn sq_distances_i32(
+    tile: &mut [f32],
+    rows: RowScales<'_>,
+    query_norms: &[f32],
+    query_scales: &[f32],
+    min: &mut [f32],
+) {
+    tile::sq_distances_i32::<Eight>(tile, WIDTH, rows, query_norms, query_scales, min);
+}
+
+pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
+    tile::quantise(row, factor, out);
 }
 
 pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f32], min: &mut [f32]) {

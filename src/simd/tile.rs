@@ -24,6 +24,11 @@ pub(super) unsafe trait Lanes: Copy {
     /// # Safety
     /// `from` points to N readable values.
     unsafe fn load(from: *const f32) -> Self;
+    /// Signed 32-bit integers as values.
+    ///
+    /// # Safety
+    /// `from` points to N readable integers.
+    unsafe fn load_integers(from: *const f32) -> Self;
     /// # Safety
     /// `to` points to N writable values.
     unsafe fn store(self, to: *mut f32);
@@ -100,6 +105,73 @@ pub(super) fn sq_distances<V: Lanes>(
             }
             smallest.store(min.as_mut_ptr().add(v));
         }
+    }
+}
+
+/// Norms and scales of the rows of a tile of integer dot products.
+#[derive(Clone, Copy)]
+pub(crate) struct RowScales<'a> {
+    /// ‖x‖² as stored.
+    pub norms: &'a [f32],
+    /// x ≈ scale · integers.
+    pub scales: &'a [f32],
+}
+
+/// Integer dot products (the bits of the tile) to squared distances, in place, with the smallest of each column.
+#[inline(always)]
+pub(super) fn sq_distances_i32<V: Lanes>(
+    tile: &mut [f32],
+    width: usize,
+    rows: RowScales<'_>,
+    query_norms: &[f32],
+    query_scales: &[f32],
+    min: &mut [f32],
+) {
+    assert!(tile.len() == width * rows.norms.len() && rows.scales.len() == rows.norms.len());
+    assert!(query_norms.len() == width && query_scales.len() == width && min.len() == width);
+    let zero = V::splat(0.0);
+    for v in (0..width).step_by(V::N) {
+        // SAFETY: v + N ≤ width (width is a multiple of N), and row·width + v + N ≤ tile.len() by the assertion.
+        unsafe {
+            let query = V::load(query_norms.as_ptr().add(v));
+            let scale = V::load(query_scales.as_ptr().add(v));
+            let mut smallest = V::splat(FAR);
+            let mut at = tile.as_mut_ptr().add(v);
+            for (&norm, &row_scale) in rows.norms.iter().zip(rows.scales) {
+                let dot = V::load_integers(at).mul(scale);
+                let d2 = dot.mul_add(V::splat(-2.0 * row_scale), V::splat(norm).add(query)).max(zero);
+                d2.store(at);
+                smallest = smallest.min(d2);
+                at = at.add(width);
+            }
+            smallest.store(min.as_mut_ptr().add(v));
+        }
+    }
+}
+
+/// Dot products of 16-bit rows with a panel [d/2][WIDTH][2], exact in 32 bits.
+#[inline(always)]
+pub(super) fn dots_i16<const WIDTH: usize>(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    assert!(d.is_multiple_of(2) && panel.len() == d * WIDTH);
+    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
+        let mut sums = [0_i32; WIDTH];
+        for (pair, queries) in row.as_chunks::<2>().0.iter().zip(panel.chunks_exact(2 * WIDTH)) {
+            let (low, high) = (i32::from(pair[0]), i32::from(pair[1]));
+            for (sum, query) in sums.iter_mut().zip(queries.as_chunks::<2>().0) {
+                *sum += low * i32::from(query[0]) + high * i32::from(query[1]);
+            }
+        }
+        out.copy_from_slice(&sums);
+    }
+}
+
+/// Values times a factor, rounded to the nearest 16-bit integer (ties to even). |value · factor| stays below 2¹⁵.
+#[inline(always)]
+pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
+    /// Adding it leaves the rounded integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    for (into, &value) in out.iter_mut().zip(row) {
+        *into = (value * factor + ROUND).to_bits() as i16;
     }
 }
 
