@@ -4,7 +4,7 @@ use lmd3::error::ErrorKind;
 use lmd3::estimate::exact;
 use lmd3::kernel::{Kernel, ScaledKernel};
 use lmd3::logsum::LogSum;
-use lmd3::scan::{Control, NO_ROW, Request, Scan, plan::BLOCK_ROWS, scan};
+use lmd3::scan::{Control, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan};
 use lmd3::simd::Level;
 use lmd3::{Dtype, Rows, ShardView};
 use proptest::prelude::*;
@@ -70,6 +70,7 @@ fn request(queries: &[f32], d: usize, level: Level) -> Request<'_> {
         row_rounding: 0.0,
         max_cosine: false,
         row_sum: false,
+        precision: Precision::Float32,
         level,
         threads: 1,
         memory: 1 << 28,
@@ -300,6 +301,137 @@ fn half_precision_rows_are_taken_as_stored() {
                         true
                     });
                 assert_close(estimate.log_sum[at], truth.log_sum(), 2e-6, level.name());
+            }
+        }
+    }
+}
+
+/// Rows as 8-bit integers with a scale each, and what they stand for.
+fn quantise_i8(rows: &[f32], d: usize) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
+    let (mut bytes, mut scales, mut stored) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows.chunks_exact(d) {
+        let scale = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs())) / 127.0;
+        scales.push(scale);
+        for &x in row {
+            let integer = if scale > 0.0 { (x / scale).round() as i8 } else { 0 };
+            bytes.push(integer.cast_unsigned());
+            stored.push(f32::from(integer) * scale);
+        }
+    }
+    (bytes, scales, stored)
+}
+
+/// Rows around a few centres, so that some are near a query, some far, and some the same.
+fn clustered(seed: u64, n: usize, d: usize) -> Vec<f32> {
+    let centres = noise(seed, 8 * d);
+    let jitter = noise(seed + 1, n * d);
+    let mut rows = vec![0.0; n * d];
+    for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+        let spread = [0.0_f32, 1e-3, 0.03, 0.2, 0.5, 1.0, 2.0][i % 7];
+        for (k, x) in row.iter_mut().enumerate() {
+            *x = centres[i % 8 * d + k] + spread * jitter[i * d + k];
+        }
+    }
+    normalise(&mut rows, d);
+    rows
+}
+
+#[test]
+fn each_precision_keeps_its_bound_against_the_rows_as_stored() {
+    let (n, q) = (3000, 24);
+    for level in Level::available() {
+        for d in [33, 64, 100, 384, 769] {
+            for norm in [1e-3_f32, 1.0, 1e3] {
+                let mut rows = clustered(d as u64, n, d);
+                let mut queries = clustered(d as u64 + 5, q, d);
+                queries[..8 * d].copy_from_slice(&clustered(d as u64, 8, d));
+                rows.iter_mut().for_each(|x| *x *= norm);
+                queries.iter_mut().for_each(|x| *x *= norm);
+                let single = bytes_of(&rows);
+                let (integers, scales, stored) = quantise_i8(&rows, d);
+                let float_view = ShardView {
+                    rows: Rows::new(&single, Dtype::F32, n, d, None).unwrap(),
+                    groups: None,
+                    weights: None,
+                };
+                let integer_rows = Rows::new(&integers, Dtype::I8, n, d, Some(&scales)).unwrap();
+                let integer_view = ShardView { rows: integer_rows, groups: None, weights: None };
+                for (view, truth) in [(float_view, &rows), (integer_view, &stored)] {
+                    for precision in [Precision::Float32, Precision::Int16] {
+                        let mut request = request(&queries, d, level);
+                        request.precision = precision;
+                        let widths = [0.03, 0.1, 0.2, 0.5, 1.0];
+                        request.kernels = kernels(&widths.map(|h| h * f64::from(norm)));
+                        request.neighbors = 10;
+                        let scan = run(&[view], &request);
+                        let count = request.kernels.len();
+                        let estimate = exact::total(&scan.sums, q, count);
+                        let mut recalled = 0;
+                        for (j, query) in queries.chunks_exact(d).enumerate() {
+                            for (b, &kernel) in request.kernels.iter().enumerate() {
+                                let direct = direct(truth, d, query, kernel, None, |_, _| true).log_sum();
+                                let direct = direct - (n as f64).ln();
+                                let bound = match precision {
+                                    Precision::Float32 => 1e-5,
+                                    Precision::Int16 if widths[b % widths.len()] >= 0.2 => 1e-4,
+                                    Precision::Int16 => 5e-4,
+                                };
+                                let label = format!(
+                                    "{} {precision:?} {:?} d {d} norm {norm} query {j} {kernel:?}",
+                                    level.name(),
+                                    view.rows.dtype()
+                                );
+                                assert_close(estimate.log_density[j * count + b], direct, bound, &label);
+                            }
+                            let mut order: Vec<(f64, u64)> = truth
+                                .chunks_exact(d)
+                                .enumerate()
+                                .map(|(i, row)| (sq_distance(row, query), i as u64))
+                                .collect();
+                            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+                            let nearest: Vec<u64> = order.iter().take(10).map(|&(_, row)| row).collect();
+                            recalled += scan.neighbors[j].iter().filter(|n| nearest.contains(&n.row)).count();
+                        }
+                        assert!(
+                            recalled as f64 >= 0.999 * (10 * q) as f64,
+                            "recall {recalled} of {}",
+                            10 * q
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn integer_sums_never_overflow() {
+    // The worst rows and queries: one value alone, all values alike, opposite signs.
+    for level in Level::available() {
+        for d in [34, 516, 4096] {
+            let mut rows = vec![0.0_f32; 4 * d];
+            rows[0] = 1.0;
+            rows[d..2 * d].fill(1.0);
+            rows[2 * d..3 * d].fill(-1.0);
+            rows[3 * d..].iter_mut().enumerate().for_each(|(k, x)| *x = if k % 2 == 0 { 1.0 } else { -1.0 });
+            let bytes = vec![127_u8; 4 * d];
+            let ones = vec![1.0 / 127.0; 4];
+            let full = vec![1.0_f32; 4 * d];
+            let single = bytes_of(&rows);
+            let view = |rows| ShardView { rows, groups: None, weights: None };
+            let float_view = view(Rows::new(&single, Dtype::F32, 4, d, None).unwrap());
+            let integer_view = view(Rows::new(&bytes, Dtype::I8, 4, d, Some(&ones)).unwrap());
+            for (view, truth) in [(float_view, &rows), (integer_view, &full)] {
+                let mut request = request(&rows, d, level);
+                request.precision = Precision::Int16;
+                request.kernels = kernels(&[0.5 * (d as f64).sqrt()]);
+                let estimate = exact::total(&run(&[view], &request).sums, 4, 2);
+                for at in 0..8 {
+                    let query = &rows[at / 2 * d..][..d];
+                    let direct =
+                        direct(truth, d, query, request.kernels[at % 2], None, |_, _| true).log_sum();
+                    assert_close(estimate.log_sum[at], direct, 1e-4, level.name());
+                }
             }
         }
     }

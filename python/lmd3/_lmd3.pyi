@@ -172,6 +172,7 @@ def scan(
     max_cosine: bool = False,
     row_sum: bool = False,
     weights: NDArray[np.float32] | None = None,
+    precision: str = "float32",
     threads: int = 0,
     memory: int = 1073741824,
     progress: Callable[[int, int], None] | None = None,

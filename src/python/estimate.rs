@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
-use crate::scan::{Control, NO_ROW, Request, Scan, scan as run_scan};
+use crate::scan::{Control, NO_ROW, Precision, Request, Scan, scan as run_scan};
 use crate::simd::Level;
 
 /// How often a running scan looks for Ctrl-C and reports progress.
@@ -164,7 +164,7 @@ impl PyScan {
 /// `progress(done, total)` is called about ten times a second with pairs of rows and queries.
 #[pyfunction]
 #[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, exclude_rows=None, exclude_within=0.0,
-    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, threads=0, memory=1_073_741_824, progress=None))]
+    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0, memory=1_073_741_824, progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan(
     py: Python<'_>,
@@ -179,12 +179,14 @@ fn scan(
     max_cosine: bool,
     row_sum: bool,
     weights: Option<PyReadonlyArray1<'_, f32>>,
+    precision: &str,
     threads: usize,
     memory: usize,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyScan> {
     let raise = |error: Error| to_python(py, &error);
     let level = Level::current().map_err(raise)?;
+    let precision = Precision::from_name(precision).map_err(raise)?;
     let kernels: Vec<ScaledKernel> = kernels
         .iter()
         .map(|(name, bandwidth)| ScaledKernel::new(Kernel::from_name(name)?, *bandwidth))
@@ -208,6 +210,7 @@ fn scan(
         row_rounding,
         max_cosine,
         row_sum,
+        precision,
         level,
         threads,
         memory,

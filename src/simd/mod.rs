@@ -46,6 +46,11 @@ macro_rules! instantiate {
         }
 
         #[target_feature(enable = $features)]
+        pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
+            tile::widen_i8(row, out)
+        }
+
+        #[target_feature(enable = $features)]
         pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
             tile::quantise(row, factor, out);
         }
@@ -200,6 +205,11 @@ impl Level {
         min: &mut [f32],
     ) {
         dispatch!(self, sq_distances_i32(tile, rows, query_norms, query_scales, min));
+    }
+
+    /// 8-bit values to 16 bits; returns the sum of their squares.
+    pub(crate) fn widen_i8(self, row: &[u8], out: &mut [i16]) -> i32 {
+        dispatch!(self, widen_i8(row, out))
     }
 
     /// Values times a factor as 16-bit integers; |value · factor| must stay below 2¹⁵.

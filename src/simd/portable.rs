@@ -110,6 +110,10 @@ pub(super) fn sq_distances_i32(
     tile::sq_distances_i32::<Eight>(tile, WIDTH, rows, query_norms, query_scales, min);
 }
 
+pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
+    tile::widen_i8(row, out)
+}
+
 pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
     tile::quantise(row, factor, out);
 }

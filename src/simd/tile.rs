@@ -175,6 +175,18 @@ pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
     }
 }
 
+/// 8-bit rows to 16 bits; returns the sum of squares.
+#[inline(always)]
+pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
+    let mut sum = 0;
+    for (into, &byte) in out.iter_mut().zip(row) {
+        let value = i16::from(byte.cast_signed());
+        *into = value;
+        sum += i32::from(value) * i32::from(value);
+    }
+    sum
+}
+
 /// Squared distances from differences, Σ (x − q)², with the smallest of each column: for few dimensions, where the
 /// cancellation in x² + q² − 2⟨x,q⟩ would cost more accuracy than the subtraction costs time.
 #[inline(always)]

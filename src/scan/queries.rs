@@ -1,0 +1,178 @@
+//! The queries of a scan: norms, thresholds, and their packed form.
+
+use super::Request;
+use crate::error::{Error, ErrorKind, Result};
+use crate::simd::{FAR, pack_panel, pack_panel_i16};
+
+/// Norms beyond this can't be squared and added in single precision.
+pub(super) const LARGEST_SQ_NORM: f32 = f32::from_bits((127 + 97) << 23);
+
+/// Up to here distances are taken from differences: no cancellation, and hardly slower.
+const FEW_DIMENSIONS: usize = 32;
+
+/// Arithmetic of the dot products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Single precision: |Δ log density| ≤ 1e-5 · max(1, |log density|).
+    Float32,
+    /// Queries at 15 bits, float rows too, int8 rows as they are: ≤ 5e-4 · max(1, |log density|), ≤ 1e-4 for h ≥ 0.2 of the norm.
+    Int16,
+}
+
+impl Precision {
+    /// The name, as the command line takes it and results record it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Int16 => "int16",
+        }
+    }
+
+    /// The precision of a name.
+    ///
+    /// # Errors
+    /// `Parameter` for an unknown name.
+    pub fn from_name(name: &str) -> Result<Self> {
+        [Self::Float32, Self::Int16].into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
+            Error::new(ErrorKind::Parameter, format!("unknown precision {name:?}"))
+                .remedy("choose auto, float32 or int16")
+        })
+    }
+
+    /// ε: half of what the contract allows on |Δ log density| / max(1, |log density|).
+    fn tolerance(self) -> f64 {
+        match self {
+            Self::Float32 => 5e-6,
+            Self::Int16 => 2.5e-4,
+        }
+    }
+}
+
+/// Largest norm of a vector of 16-bit integers: products of two such vectors, and all partial sums, stay below 2³⁰
+/// (Cauchy–Schwarz), roundings included.
+pub(super) const INTEGER_NORM: f64 = 32_000.0;
+
+/// Queries side by side in panels of the level's width.
+pub(super) enum Packed {
+    /// Few dimensions: [panel][d][width], for distances from differences.
+    Differences(Vec<f32>),
+    /// [panel][d][width].
+    F32(Vec<f32>),
+    /// [panel][d/2][width][2]; d is even, padded with zeros.
+    I16 { d: usize, panels: Vec<i16>, scales: Vec<f32> },
+}
+
+/// All queries of a job, with the squared distances below which a pair is looked at again.
+pub(super) struct Queries {
+    /// ‖q‖².
+    pub sq_norms: Vec<f32>,
+    /// τ: below it the distance is taken again in double precision.
+    pub near: Vec<f32>,
+    /// Below it (exact) a row is a duplicate.
+    pub duplicate: Vec<f64>,
+    /// The packed queries.
+    pub packed: Packed,
+}
+
+impl Queries {
+    /// Packs the queries. `integer_rows`: rows are stored as integers of 8 bits, and taken as they are by `Int16`.
+    pub fn new(request: &Request<'_>, integer_rows: bool) -> Result<Self> {
+        let (d, level) = (request.d, request.level);
+        let count = request.queries.len() / d;
+        let mut sq_norms = vec![0.0; count];
+        level.sq_norms(request.queries, d, &mut sq_norms);
+        if let Some(row) = sq_norms.iter().position(|norm| !norm.is_finite() || *norm > LARGEST_SQ_NORM) {
+            let message = "query holds NaN, infinity or values too large to square";
+            return Err(Error::new(ErrorKind::NotFinite, message).row(row as u64));
+        }
+        let width = level.panel_width();
+        let packed = if d <= FEW_DIMENSIONS {
+            Packed::Differences(pack_f32(request.queries, d, width))
+        } else if request.precision == Precision::Float32 {
+            Packed::F32(pack_f32(request.queries, d, width))
+        } else {
+            pack_i16(request, &sq_norms, integer_rows)
+        };
+        let mut near = Vec::with_capacity(count);
+        let mut duplicate = Vec::with_capacity(count);
+        for (query, &sq_norm) in sq_norms.iter().enumerate() {
+            let sq_norm = f64::from(sq_norm);
+            let limit = (1e-3 * sq_norm.sqrt()).max(2.0 * request.row_rounding).powi(2);
+            // Roundings of integers are independent: eight standard deviations of their sum.
+            let error = match &packed {
+                Packed::Differences(_) => 1e-5 * limit,
+                Packed::F32(_) => single_precision_error(d) * sq_norm,
+                Packed::I16 { scales, .. } => {
+                    let row = if integer_rows { 0.0 } else { 1.0 / INTEGER_NORM };
+                    let query = f64::from(scales[query]) / sq_norm.sqrt().max(f64::MIN_POSITIVE);
+                    16.0 * (row * row + query * query).sqrt() / 12_f64.sqrt() * sq_norm
+                        + single_precision_error(4) * sq_norm
+                }
+            };
+            near.push(near_threshold(limit, error, request, matches!(packed, Packed::Differences(_))));
+            duplicate.push(limit);
+        }
+        Ok(Self { sq_norms, near, duplicate, packed })
+    }
+}
+
+/// Error of ‖x‖² + ‖q‖² − 2⟨x,q⟩ in single precision relative to the norms, for a near row: rounding of d products and
+/// of the rest.
+fn single_precision_error(d: usize) -> f64 {
+    f64::from(f32::EPSILON) / 2.0 * (8.0 + 2.0 * (d as f64).sqrt())
+}
+
+fn pack_f32(queries: &[f32], d: usize, width: usize) -> Vec<f32> {
+    let mut panels = vec![0.0; (queries.len() / d).div_ceil(width) * d * width];
+    for (panel, queries) in panels.chunks_exact_mut(d * width).zip(queries.chunks(d * width)) {
+        pack_panel(queries, d, width, panel);
+    }
+    panels
+}
+
+/// Queries as integers: as fine as 16 bits and sums of 32 bits allow.
+fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Packed {
+    let (d, level) = (request.d, request.level);
+    let width = level.panel_width();
+    let even = d.next_multiple_of(2);
+    let largest_row = if integer_rows { 128.0 * (d as f64).sqrt() } else { INTEGER_NORM };
+    let largest_norm = f64::from(i32::MAX) / largest_row * 0.99 - (d as f64).sqrt();
+    let mut integers = vec![0; sq_norms.len() * even];
+    let mut scales = Vec::with_capacity(sq_norms.len());
+    for ((query, into), &sq_norm) in
+        request.queries.chunks_exact(d).zip(integers.chunks_exact_mut(even)).zip(sq_norms)
+    {
+        let largest = query.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let factor = (32_766.0 / f64::from(largest)).min(largest_norm / f64::from(sq_norm).sqrt());
+        // A zero (or denormal) query has no direction to round.
+        let factor = if factor.is_finite() && (factor as f32).is_finite() { factor as f32 } else { 0.0 };
+        level.quantise(query, factor, &mut into[..d]);
+        scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
+    }
+    let mut panels = vec![0; sq_norms.len().div_ceil(width) * even * width];
+    for (panel, queries) in panels.chunks_exact_mut(even * width).zip(integers.chunks(even * width)) {
+        pack_panel_i16(queries, even, width, panel);
+    }
+    Packed::I16 { d: even, panels, scales }
+}
+
+/// τ(q): the squared distance below which cancellation in ‖x‖² + ‖q‖² − 2⟨x,q⟩ could matter.
+///
+/// With δ the error of the approximate D², the error of a row's log weight is δ/(2Dh) (exponential) or δ/(2h²)
+/// (gaussian). It stays below ε·max(1, |log weight|) where D² ≥ δ/2ε resp. δ/ε, or where h is large enough.
+fn near_threshold(duplicate: f64, error: f64, request: &Request<'_>, from_differences: bool) -> f32 {
+    let mut near = (duplicate.max(request.exclude_within.powi(2)) + 2.0 * error) * (1.0 + 1e-5);
+    let tolerance = request.precision.tolerance();
+    for kernel in request.kernels.iter().filter(|_| !from_differences) {
+        let h = kernel.bandwidth;
+        let limit = if kernel.kernel.takes_root() {
+            (error / (2.0 * tolerance)).min((error / (2.0 * h * tolerance)).powi(2))
+        } else if error / (2.0 * h * h) <= tolerance {
+            0.0
+        } else {
+            error / tolerance
+        };
+        near = near.max(limit);
+    }
+    (near as f32).min(FAR / 2.0)
+}
