@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -54,6 +55,21 @@ def test_every_command_exists_with_help_and_examples(name: str, capsys: pytest.C
     assert f"lmd3 {name}" in re.split("Examples?:", help_text)[1]
     for option in ("--json", "--quiet", "--debug"):
         assert option in help_text
+
+
+def options_of(name: str) -> set[str]:
+    command = importlib.import_module(f"lmd3.cli.{name}")
+    hints = get_type_hints(getattr(command, name), include_extras=True)
+    infos = [info for hint in hints.values() for info in getattr(hint, "__metadata__", ())]
+    # Inside Annotated, typer keeps the first name where the default would stand.
+    words = [word for info in infos for word in (getattr(info, "default", None), *(info.param_decls or ()))]
+    return {word for word in words if isinstance(word, str) and word.startswith("--")}
+
+
+def test_study_takes_every_option_of_its_parts() -> None:
+    of_parts = options_of("encode") | options_of("density") | options_of("analyze")
+    assert {"--model", "--kernel", "--cluster", "--bandwidth"} <= of_parts
+    assert of_parts <= options_of("study")
 
 
 def test_help_alone_and_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:

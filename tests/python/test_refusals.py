@@ -231,7 +231,7 @@ def test_outputs_that_cannot_be_written(
         ({"--outcomes": "nothing.jsonl"}, "FileMissingError"),
         ({"--outcomes": "texts.jsonl"}, "ColumnError"),
         ({"--covariates": "nothing.parquet"}, "FileMissingError"),
-        ({"--corpus": "rows.npy"}, "ParameterError"),
+        ({"--corpus": "rows.npy"}, "ModelError"),
         (
             {"--corpus": "rows.npy", "--queries": "queries.npy", "--outcomes": "perplexity:ngram"},
             "ParameterError",

@@ -117,6 +117,10 @@ def study(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Texts per pass of a neural encoder.")
     ] = None,
+    shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, help="Rows of one shard.")] = 1 << 20,
+    no_texts: Annotated[
+        bool, typer.Option("--no-texts", help="Keep no training texts in the store.")
+    ] = False,
     kernel: KernelOption = None,
     bandwidth: BandwidthOption = None,
     neighbors: Annotated[int, typer.Option("--neighbors", min=0, help="Nearest texts listed.")] = 10,
@@ -130,6 +134,8 @@ def study(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Subtract the kernel's normalising constant.")
     ] = False,
+    precision: Annotated[str, typer.Option("--precision", help="auto or float32.")] = "auto",
+    method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
     outcome_id: OutcomeIdOption = None,
     outcome_value: OutcomeValueOption = None,
     outcome: Annotated[
@@ -148,6 +154,10 @@ def study(
     within: Annotated[
         str | None, typer.Option("--within", metavar="COL", help="Compare within the groups of this column.")
     ] = None,
+    floor: Annotated[
+        float | None, typer.Option("--floor", help="Log density to put where it is lower.")
+    ] = None,
+    shuffles: Annotated[int, typer.Option("--shuffles", min=200, help="Draws of the shuffle null.")] = 200,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
@@ -164,12 +174,12 @@ def study(
       lmd3 study --corpus train.jsonl --queries test.jsonl --text question --outcomes results.jsonl \\
         --outcome-id doc_id --outcome-value correct --bandwidth .2 --controls none -o study
     """
-    import numpy as np
     import pyarrow.parquet as pq
 
     import lmd3
     from lmd3.bandwidth import DEFAULT_RULES
-    from lmd3.encoders import restore_encoder
+    from lmd3.cli.density import METHODS, PRECISIONS
+    from lmd3.encoders.run import encoder_from_store
     from lmd3.results import DensityTable
 
     prepare_output(out, force=True)
@@ -187,6 +197,8 @@ def study(
         "truncate_dim": truncate_dim,
         "batch_size": batch_size,
         "dtype": dtype,
+        "shard_rows": shard_rows,
+        "keep_texts": not no_texts,
     }
     estimating: dict[str, Any] = {
         "kernel": kernel or ["exponential"],
@@ -206,6 +218,8 @@ def study(
         "controls": controls if controls in ("default", "none") else controls.split(","),
         "cluster": cluster,
         "within": within,
+        "floor": floor,
+        "shuffles": shuffles,
         "seed": seed,
     }
     score_file, covariates_file = out / "outcomes.parquet", out / "covariates.parquet"
@@ -215,9 +229,7 @@ def study(
         lmd3.encode(train.texts(), **encoding, out=train.rows, force=True, progress=progress)
 
     def encode_queries() -> None:
-        store = train.open()
-        encoder = restore_encoder(store.encoder or {}, store.path or Path())
-        lmd3.encode(test.texts(), encoder, dtype="float32", out=test.rows, force=True, progress=progress)
+        lmd3.encode_queries(test.texts(), train.open(), test.rows, force=True, progress=progress)
 
     def sum_kernels() -> None:
         estimator = lmd3.KernelDensity(**estimating, threads=threads).fit(train.open())
@@ -241,7 +253,11 @@ def study(
     def relate() -> None:
         beside = covariates or (covariates_file if described else None)
         result = lmd3.analysis.regress(
-            pq.read_table(score_file), DensityTable.load(out / "density"), covariates=beside, **relating
+            pq.read_table(score_file),
+            DensityTable.load(out / "density"),
+            covariates=beside,
+            files={"outcomes": outcomes},
+            **relating,
         )
         result.save(out / "analysis")
 
@@ -256,13 +272,12 @@ def study(
         raise ParameterError("perplexity needs the texts of the queries", file=str(queries))
     elif scorer == "ngram" and not train.is_texts:
         raise ParameterError("the n-gram model trains on the texts of the corpus", file=str(corpus))
-    if test.is_texts and not train.is_texts and train.open().encoder is None:
-        raise ParameterError(
-            "the corpus is bare vectors: nothing says how to encode the queries",
-            file=str(corpus),
-            remedy="give the queries as vectors too, or the corpus as texts",
-        )
-    lmd3.KernelDensity(**estimating).fit(np.ones((1, 1), np.float32))
+    if test.is_texts and not train.is_texts:
+        encoder_from_store(train.open())
+    for name, value, known in (("precision", precision, PRECISIONS), ("method", method, METHODS)):
+        if value not in known:
+            raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
+    lmd3.KernelDensity(**estimating).check_params()
 
     scored: dict[str, Any] = {"model": scorer, "queries": test.settings}
     if scorer is None:
