@@ -338,9 +338,9 @@ fn clustered(seed: u64, n: usize, d: usize) -> Vec<f32> {
 
 #[test]
 fn each_precision_keeps_its_bound_against_the_rows_as_stored() {
-    let (n, q) = (3000, 24);
+    let (n, q) = (1500, 12);
     for level in Level::available() {
-        for d in [33, 64, 100, 384, 769] {
+        for d in [33, 100, 384] {
             for norm in [1e-3_f32, 1.0, 1e3] {
                 let mut rows = clustered(d as u64, n, d);
                 let mut queries = clustered(d as u64 + 5, q, d);

@@ -217,8 +217,8 @@ fn prepare<'a>(
 ) -> Result<Job<'a>> {
     let integer_rows = shards.iter().all(|view| view.rows.dtype() == Dtype::I8);
     let packed = Queries::new(request, integer_rows)?;
-    let width = request.level.panel_width();
     let queries = packed.sq_norms.len();
+    let width = request.level.panel_width(queries);
     let groups = if request.by_group { groups_per_block(shards) } else { 1 };
     let batch =
         batch_size(queries, request.kernels.len(), groups, workers, request.memory).next_multiple_of(width);

@@ -56,8 +56,12 @@ pub(super) const INTEGER_NORM: f64 = 32_000.0;
 pub(super) enum Packed {
     /// Few dimensions: [panel][d][width], for distances from differences.
     Differences(Vec<f32>),
+    /// One query alone, as it is.
+    OneF32,
     /// [panel][d][width].
     F32(Vec<f32>),
+    /// One query alone; d is even, padded with zeros.
+    OneI16 { d: usize, query: Vec<i16>, scale: f32 },
     /// [panel][d/2][width][2]; d is even, padded with zeros.
     I16 { d: usize, panels: Vec<i16>, scales: Vec<f32> },
 }
@@ -85,9 +89,11 @@ impl Queries {
             let message = "query holds NaN, infinity or values too large to square";
             return Err(Error::new(ErrorKind::NotFinite, message).row(row as u64));
         }
-        let width = level.panel_width();
+        let width = level.panel_width(count);
         let packed = if d <= FEW_DIMENSIONS {
             Packed::Differences(pack_f32(request.queries, d, width))
+        } else if request.precision == Precision::Float32 && count == 1 {
+            Packed::OneF32
         } else if request.precision == Precision::Float32 {
             Packed::F32(pack_f32(request.queries, d, width))
         } else {
@@ -101,10 +107,15 @@ impl Queries {
             // Roundings of integers are independent: eight standard deviations of their sum.
             let error = match &packed {
                 Packed::Differences(_) => 1e-5 * limit,
-                Packed::F32(_) => single_precision_error(d) * sq_norm,
-                Packed::I16 { scales, .. } => {
+                Packed::F32(_) | Packed::OneF32 => single_precision_error(d) * sq_norm,
+                Packed::I16 { .. } | Packed::OneI16 { .. } => {
+                    let scale = match &packed {
+                        Packed::I16 { scales, .. } => scales[query],
+                        Packed::OneI16 { scale, .. } => *scale,
+                        _ => 0.0,
+                    };
                     let row = if integer_rows { 0.0 } else { 1.0 / INTEGER_NORM };
-                    let query = f64::from(scales[query]) / sq_norm.sqrt().max(f64::MIN_POSITIVE);
+                    let query = f64::from(scale) / sq_norm.sqrt().max(f64::MIN_POSITIVE);
                     16.0 * (row * row + query * query).sqrt() / 12_f64.sqrt() * sq_norm
                         + single_precision_error(4) * sq_norm
                 }
@@ -133,7 +144,7 @@ fn pack_f32(queries: &[f32], d: usize, width: usize) -> Vec<f32> {
 /// Queries as integers: as fine as 16 bits and sums of 32 bits allow.
 fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Packed {
     let (d, level) = (request.d, request.level);
-    let width = level.panel_width();
+    let width = level.panel_width(sq_norms.len());
     let even = d.next_multiple_of(2);
     let largest_row = if integer_rows { 128.0 * (d as f64).sqrt() } else { INTEGER_NORM };
     let largest_norm = f64::from(i32::MAX) / largest_row * 0.99 - (d as f64).sqrt();
@@ -148,6 +159,9 @@ fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Pack
         let factor = if factor.is_finite() && (factor as f32).is_finite() { factor as f32 } else { 0.0 };
         level.quantise(query, factor, &mut into[..d]);
         scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
+    }
+    if let [scale] = scales[..] {
+        return Packed::OneI16 { d: even, query: integers, scale };
     }
     let mut panels = vec![0; sq_norms.len().div_ceil(width) * even * width];
     for (panel, queries) in panels.chunks_exact_mut(even * width).zip(integers.chunks(even * width)) {

@@ -45,7 +45,7 @@ pub(super) struct Worker<'j, 'a> {
 
 impl<'j, 'a> Worker<'j, 'a> {
     pub fn new(job: &'j Job<'a>) -> Self {
-        let width = job.request.level.panel_width();
+        let width = job.request.level.panel_width(job.query_count());
         Self {
             job,
             width,
@@ -175,15 +175,30 @@ impl<'j, 'a> Worker<'j, 'a> {
         }
         slots.runs(place.offset, place.rows, &mut self.runs);
         self.tile.resize(place.rows * width, 0.0);
-        if let Packed::I16 { d: even, panels, scales } = &job.queries.packed {
+        if let Packed::I16 { .. } | Packed::OneI16 { .. } = &job.queries.packed {
             buffers.quantise(rows, level)?;
             let row_scales = RowScales { norms: &buffers.norms, scales: &buffers.scales };
             self.load_halves(row_scales.norms);
             self.panels(queries, |worker, panel, first, lanes| {
-                let packed = &panels[panel * even * width..][..even * width];
-                level.dots_i16(&buffers.integers, *even, packed, bytemuck::cast_slice_mut(&mut worker.tile));
+                let dots = bytemuck::cast_slice_mut(&mut worker.tile);
                 worker.query_scales.fill(0.0);
-                worker.query_scales[..lanes.len()].copy_from_slice(&scales[first..first + lanes.len()]);
+                match &job.queries.packed {
+                    Packed::I16 { d, panels, scales } => {
+                        level.dots_i16(
+                            &buffers.integers,
+                            *d,
+                            &panels[panel * d * width..][..d * width],
+                            dots,
+                        );
+                        worker.query_scales[..lanes.len()]
+                            .copy_from_slice(&scales[first..first + lanes.len()]);
+                    }
+                    Packed::OneI16 { d, query, scale } => {
+                        level.dots_one_i16(&buffers.integers, *d, query, width, dots);
+                        worker.query_scales[0] = *scale;
+                    }
+                    _ => unreachable!("integers only"),
+                }
                 let (norms, scales) = (&worker.query_norms, &worker.query_scales);
                 level.sq_distances_i32(&mut worker.tile, row_scales, norms, scales, &mut worker.min);
                 worker.finish_panel(rows, row_scales.norms, place, queries, &lanes, slots, result);
@@ -199,10 +214,21 @@ impl<'j, 'a> Worker<'j, 'a> {
                     }
                     Packed::F32(panels) => {
                         let packed = &panels[panel * d * width..][..d * width];
-                        level.dots(singles, d, packed, &mut worker.tile);
+                        level.dots(singles, d, packed, 4 * singles.len(), &mut worker.tile);
                         level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
                     }
-                    Packed::I16 { .. } => unreachable!("taken above"),
+                    Packed::OneF32 => {
+                        level.dots_one(
+                            singles,
+                            d,
+                            request.queries,
+                            width,
+                            4 * singles.len(),
+                            &mut worker.tile,
+                        );
+                        level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
+                    }
+                    Packed::I16 { .. } | Packed::OneI16 { .. } => unreachable!("taken above"),
                 }
                 worker.finish_panel(rows, norms, place, queries, &lanes, slots, result);
             });

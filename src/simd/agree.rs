@@ -19,6 +19,15 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Levels with both widths of their panels.
+fn for_each_shape(check: impl Fn(Level, usize)) {
+    for_each_level(|level| {
+        for queries in [1, 1000] {
+            check(level, level.panel_width(queries));
+        }
+    });
+}
+
 fn for_each_level(check: impl Fn(Level)) {
     for level in Level::available() {
         println!("level {}", level.name());
@@ -34,8 +43,7 @@ fn names_round_trip_and_unknown_ones_are_refused() {
 
 #[test]
 fn dots_norms_and_distances_agree_with_double_precision() {
-    for_each_level(|level| {
-        let width = level.panel_width();
+    for_each_shape(|level, width| {
         for d in DIMS {
             let queries = noise(d as u64, width * d);
             let mut panel = vec![0.0; width * d];
@@ -45,7 +53,7 @@ fn dots_norms_and_distances_agree_with_double_precision() {
             for n in ROWS {
                 let rows = noise(1000 + n as u64, n * d);
                 let mut tile = vec![f32::NAN; n * width];
-                level.dots(&rows, d, &panel, &mut tile);
+                level.dots(&rows, d, &panel, 4096, &mut tile);
                 let tolerance = 4e-7 * (d as f64);
                 for (i, row) in rows.chunks_exact(d).enumerate() {
                     for (j, query) in queries.chunks_exact(d).enumerate() {
@@ -56,6 +64,12 @@ fn dots_norms_and_distances_agree_with_double_precision() {
                             "{d} {n} {i} {j}"
                         );
                     }
+                }
+                let mut one = vec![f32::NAN; n * width];
+                level.dots_one(&rows, d, &queries[..d], width, 4096, &mut one);
+                for (values, all) in one.chunks_exact(width).zip(tile.chunks_exact(width)) {
+                    assert!((f64::from(values[0]) - f64::from(all[0])).abs() < 2.0 * tolerance);
+                    assert!(values[1..].iter().all(|&value| value == 0.0));
                 }
                 let mut norms = vec![0.0; n];
                 level.sq_norms(&rows, d, &mut norms);
@@ -93,8 +107,7 @@ fn dots_norms_and_distances_agree_with_double_precision() {
 
 #[test]
 fn integer_dots_are_exact_and_become_distances() {
-    for_each_level(|level| {
-        let width = level.panel_width();
+    for_each_shape(|level, width| {
         for d in DIMS.map(|d| d.next_multiple_of(2)) {
             // The whole range, as far as sums fit 32 bits.
             let largest = (f64::from(i32::MAX) / d as f64).sqrt().min(32767.0) as f32;
@@ -118,6 +131,13 @@ fn integer_dots_are_exact_and_become_distances() {
                         assert_eq!(i64::from(dots[i * width + j]), exact(row, query), "{d} {n} {i} {j}");
                     }
                 }
+                let mut one = vec![-1_i32; n * width];
+                level.dots_one_i16(&rows, d, &queries[..d], width, &mut one);
+                assert!(
+                    one.iter()
+                        .enumerate()
+                        .all(|(at, &dot)| dot == if at % width == 0 { dots[at] } else { 0 })
+                );
                 let row_scales: Vec<f32> = noise(5, n).iter().map(|x| 1e-4 * (x + 2.0)).collect();
                 let query_scales: Vec<f32> = noise(6, width).iter().map(|x| 1e-4 * (x + 2.0)).collect();
                 let norm = |v: &[i16], scale: f32| (exact(v, v) as f64 * f64::from(scale).powi(2)) as f32;
@@ -164,8 +184,7 @@ fn quantising_rounds_to_the_nearest() {
 
 #[test]
 fn hits_are_exactly_the_values_below_the_cut() {
-    for_each_level(|level| {
-        let width = level.panel_width();
+    for_each_shape(|level, width| {
         for n in ROWS {
             let tile: Vec<f32> = noise(7, n * width).iter().map(|x| x + 1.0).collect();
             let cut: Vec<f32> =
@@ -186,8 +205,7 @@ fn hits_are_exactly_the_values_below_the_cut() {
 
 #[test]
 fn kernel_sums_agree_with_double_precision_at_any_shift() {
-    for_each_level(|level| {
-        let width = level.panel_width();
+    for_each_shape(|level, width| {
         let exponents: Vec<Exponent> =
             [(true, 3.0_f32), (false, 0.7), (true, 40.0), (false, 90.0), (true, 0.01)]
                 .map(|(root, coefficient)| Exponent { root, coefficient })
@@ -237,8 +255,7 @@ fn kernel_sums_agree_with_double_precision_at_any_shift() {
 
 #[test]
 fn masked_values_and_distant_ones_weigh_nothing() {
-    for_each_level(|level| {
-        let width = level.panel_width();
+    for_each_shape(|level, width| {
         let exponents =
             [Exponent { root: true, coefficient: 1.0 }, Exponent { root: false, coefficient: 1e3 }];
         let mut min_state = vec![FAR; width];

@@ -7,8 +7,12 @@ use super::tile::{self, Exponent, Lanes, PanelSums};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 16;
+/// Queries of one panel where there are few queries.
+pub(super) const NARROW: usize = 8;
 /// Rows of one micro-tile: 12 accumulators, 2 query vectors and a broadcast fill the 16 registers.
 const ROWS: usize = 6;
+/// Rows of one micro-tile of a narrow panel.
+const NARROW_ROWS: usize = 12;
 
 #[derive(Clone, Copy)]
 struct V8(__m256);
@@ -35,6 +39,11 @@ unsafe impl Lanes for V8 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 8 writable values.
         unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -91,44 +100,66 @@ unsafe impl Lanes for V8 {
     }
 }
 
-/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][WIDTH].
+/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
-    let n = rows.len() / d;
-    assert!(rows.len() == d * n && panel.len() == d * WIDTH && out.len() == n * WIDTH);
-    if n < ROWS {
-        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots(rows, d, panel, out));
+pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
+    let (n, width) = (rows.len() / d, panel.len() / d);
+    assert!(rows.len() == d * n && panel.len() == d * width && out.len() == n * width);
+    assert!(width == WIDTH || width == NARROW);
+    let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
+    if n < size {
+        return super::with_padding(rows, d, size, width, out, |rows, out| dots(rows, d, panel, ahead, out));
     }
-    super::each_micro_tile(n, ROWS, |row| {
-        // SAFETY: rows row..row + ROWS lie inside both.
-        unsafe { micro(rows.as_ptr().add(row * d), d, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH)) }
+    super::each_micro_tile(n, size, |row| {
+        // SAFETY: rows row..row + size lie inside both.
+        unsafe {
+            let from = rows.as_ptr().add(row * d);
+            let to = out.as_mut_ptr().add(row * width);
+            if width == WIDTH {
+                micro::<ROWS, 2>(from, d, panel.as_ptr(), 4 * ROWS * d, to);
+            } else {
+                micro::<NARROW_ROWS, 1>(from, d, panel.as_ptr(), ahead, to);
+            }
+        }
     });
 }
 
+/// R rows × C vectors of queries.
+///
 /// # Safety
-/// `rows` points to ROWS rows of d values, `panel` to d × WIDTH, `out` to ROWS × WIDTH.
+/// `rows` points to R rows of d values, `panel` to d × 8·C, `out` to R × 8·C.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn micro(rows: *const f32, d: usize, panel: *const f32, out: *mut f32) {
-    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+unsafe fn micro<const R: usize, const C: usize>(
+    rows: *const f32,
+    d: usize,
+    panel: *const f32,
+    ahead: usize,
+    out: *mut f32,
+) {
+    let mut sums = [[_mm256_setzero_ps(); C]; R];
     // SAFETY: all offsets stay inside what the caller vouches for; prefetches may point anywhere.
     unsafe {
         for k in 0..d {
             if k % 16 == 0 {
-                for r in 0..ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add((r + ROWS) * d + k).cast());
+                for r in 0..R {
+                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(r * d + k).wrapping_byte_add(ahead).cast());
                 }
             }
-            let q0 = _mm256_loadu_ps(panel.add(k * WIDTH));
-            let q1 = _mm256_loadu_ps(panel.add(k * WIDTH + 8));
+            let mut queries = [_mm256_setzero_ps(); C];
+            for (c, query) in queries.iter_mut().enumerate() {
+                *query = _mm256_loadu_ps(panel.add((k * C + c) * 8));
+            }
             for (r, sum) in sums.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*rows.add(r * d + k));
-                sum[0] = _mm256_fmadd_ps(q0, x, sum[0]);
-                sum[1] = _mm256_fmadd_ps(q1, x, sum[1]);
+                for (sum, &query) in sum.iter_mut().zip(&queries) {
+                    *sum = _mm256_fmadd_ps(query, x, *sum);
+                }
             }
         }
         for (r, sum) in sums.iter().enumerate() {
-            _mm256_storeu_ps(out.add(r * WIDTH), sum[0]);
-            _mm256_storeu_ps(out.add(r * WIDTH + 8), sum[1]);
+            for (c, &sum) in sum.iter().enumerate() {
+                _mm256_storeu_ps(out.add((r * C + c) * 8), sum);
+            }
         }
     }
 }
@@ -230,11 +261,15 @@ unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut
 }
 
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
-/// is [d/2][WIDTH][2].
+/// is [d/2][width][2].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
-    let n = rows.len() / d;
-    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * WIDTH && out.len() == n * WIDTH);
+    let (n, width) = (rows.len() / d, panel.len() / d);
+    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * width && out.len() == n * width);
+    if width == NARROW {
+        return tile::dots_i16::<NARROW>(rows, d, panel, out);
+    }
+    assert!(width == WIDTH);
     if n < ROWS {
         return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots_i16(rows, d, panel, out));
     }

@@ -7,8 +7,12 @@ use super::tile::{self, Exponent, Lanes, PanelSums};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 32;
+/// Queries of one panel where there are few queries.
+pub(super) const NARROW: usize = 16;
 /// Rows of one micro-tile: 24 accumulators, 2 query vectors and broadcasts fill the 32 registers.
 const ROWS: usize = 12;
+/// Rows of one micro-tile of a narrow panel.
+const NARROW_ROWS: usize = 24;
 
 #[derive(Clone, Copy)]
 struct V16(__m512);
@@ -35,6 +39,11 @@ unsafe impl Lanes for V16 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 16 writable values.
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -88,19 +97,26 @@ unsafe impl Lanes for V16 {
     }
 }
 
-/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][WIDTH].
+/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
-    let n = rows.len() / d;
-    assert!(rows.len() == d * n && panel.len() == d * WIDTH && out.len() == n * WIDTH);
-    if n < ROWS {
-        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots(rows, d, panel, out));
+pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
+    let (n, width) = (rows.len() / d, panel.len() / d);
+    assert!(rows.len() == d * n && panel.len() == d * width && out.len() == n * width);
+    assert!(width == WIDTH || width == NARROW);
+    let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
+    if n < size {
+        return super::with_padding(rows, d, size, width, out, |rows, out| dots(rows, d, panel, ahead, out));
     }
-    super::each_micro_tile(n, ROWS, |row| {
-        // SAFETY: rows row..row + ROWS lie inside both.
+    super::each_micro_tile(n, size, |row| {
+        // SAFETY: rows row..row + size lie inside both.
         unsafe {
             let from = rows.as_ptr().add(row * d).cast();
-            micro_f32(from, d, panel.as_ptr().cast(), out.as_mut_ptr().add(row * WIDTH).cast());
+            let to = out.as_mut_ptr().add(row * width).cast();
+            if width == WIDTH {
+                micro_f32(from, d, panel.as_ptr().cast(), to);
+            } else {
+                narrow_f32(from, d, panel.as_ptr().cast(), ahead, to);
+            }
         }
     });
 }
@@ -263,23 +279,127 @@ micro_kernel!(
     micro_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpbroadcastd", "vpdpwssd"
 );
 
+/// A narrow micro-kernel: 24 rows × 16 queries, the rows' values broadcast inside the multiplications.
+macro_rules! narrow_kernel {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $multiply:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// `rows` points to 24 rows of `steps` × 4 bytes, `panel` to `steps` × 64 bytes, `out` to 24 × 16 values.
+        #[target_feature(enable = $features)]
+        #[rustfmt::skip]
+        unsafe fn $name(rows: *const u8, steps: usize, panel: *const u8, ahead: usize, out: *mut u8) {
+            let stride = 4 * steps;
+            // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
+            unsafe {
+                for line in (0..stride).step_by(64) {
+                    for row in 0..NARROW_ROWS {
+                        _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(row * stride + line + ahead).cast());
+                    }
+                }
+                asm!(
+                    "vpxorq zmm0, zmm0, zmm0", "vpxorq zmm1, zmm1, zmm1", "vpxorq zmm2, zmm2, zmm2",
+                    "vpxorq zmm3, zmm3, zmm3", "vpxorq zmm4, zmm4, zmm4", "vpxorq zmm5, zmm5, zmm5",
+                    "vpxorq zmm6, zmm6, zmm6", "vpxorq zmm7, zmm7, zmm7", "vpxorq zmm8, zmm8, zmm8",
+                    "vpxorq zmm9, zmm9, zmm9", "vpxorq zmm10, zmm10, zmm10", "vpxorq zmm11, zmm11, zmm11",
+                    "vpxorq zmm12, zmm12, zmm12", "vpxorq zmm13, zmm13, zmm13", "vpxorq zmm14, zmm14, zmm14",
+                    "vpxorq zmm15, zmm15, zmm15", "vpxorq zmm16, zmm16, zmm16", "vpxorq zmm17, zmm17, zmm17",
+                    "vpxorq zmm18, zmm18, zmm18", "vpxorq zmm19, zmm19, zmm19", "vpxorq zmm20, zmm20, zmm20",
+                    "vpxorq zmm21, zmm21, zmm21", "vpxorq zmm22, zmm22, zmm22", "vpxorq zmm23, zmm23, zmm23",
+                    "2:",
+                    "vmovups zmm24, zmmword ptr [{q}]",
+                    concat!($multiply, " zmm0, zmm24, dword ptr [{b0}]{{1to16}}"),
+                    concat!($multiply, " zmm1, zmm24, dword ptr [{b0} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm2, zmm24, dword ptr [{b0} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm3, zmm24, dword ptr [{b0} + {s3}]{{1to16}}"),
+                    concat!($multiply, " zmm4, zmm24, dword ptr [{b1}]{{1to16}}"),
+                    concat!($multiply, " zmm5, zmm24, dword ptr [{b1} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm6, zmm24, dword ptr [{b1} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm7, zmm24, dword ptr [{b1} + {s3}]{{1to16}}"),
+                    concat!($multiply, " zmm8, zmm24, dword ptr [{b2}]{{1to16}}"),
+                    concat!($multiply, " zmm9, zmm24, dword ptr [{b2} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm10, zmm24, dword ptr [{b2} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm11, zmm24, dword ptr [{b2} + {s3}]{{1to16}}"),
+                    concat!($multiply, " zmm12, zmm24, dword ptr [{b3}]{{1to16}}"),
+                    concat!($multiply, " zmm13, zmm24, dword ptr [{b3} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm14, zmm24, dword ptr [{b3} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm15, zmm24, dword ptr [{b3} + {s3}]{{1to16}}"),
+                    concat!($multiply, " zmm16, zmm24, dword ptr [{b4}]{{1to16}}"),
+                    concat!($multiply, " zmm17, zmm24, dword ptr [{b4} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm18, zmm24, dword ptr [{b4} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm19, zmm24, dword ptr [{b4} + {s3}]{{1to16}}"),
+                    concat!($multiply, " zmm20, zmm24, dword ptr [{b5}]{{1to16}}"),
+                    concat!($multiply, " zmm21, zmm24, dword ptr [{b5} + {s}]{{1to16}}"),
+                    concat!($multiply, " zmm22, zmm24, dword ptr [{b5} + 2*{s}]{{1to16}}"),
+                    concat!($multiply, " zmm23, zmm24, dword ptr [{b5} + {s3}]{{1to16}}"),
+                    "add {b0}, 4", "add {b1}, 4", "add {b2}, 4", "add {b3}, 4", "add {b4}, 4", "add {b5}, 4",
+                    "add {q}, 64",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "vmovups [{out}], zmm0", "vmovups [{out} + 64], zmm1", "vmovups [{out} + 128], zmm2",
+                    "vmovups [{out} + 192], zmm3", "vmovups [{out} + 256], zmm4", "vmovups [{out} + 320], zmm5",
+                    "vmovups [{out} + 384], zmm6", "vmovups [{out} + 448], zmm7", "vmovups [{out} + 512], zmm8",
+                    "vmovups [{out} + 576], zmm9", "vmovups [{out} + 640], zmm10", "vmovups [{out} + 704], zmm11",
+                    "vmovups [{out} + 768], zmm12", "vmovups [{out} + 832], zmm13", "vmovups [{out} + 896], zmm14",
+                    "vmovups [{out} + 960], zmm15", "vmovups [{out} + 1024], zmm16", "vmovups [{out} + 1088], zmm17",
+                    "vmovups [{out} + 1152], zmm18", "vmovups [{out} + 1216], zmm19", "vmovups [{out} + 1280], zmm20",
+                    "vmovups [{out} + 1344], zmm21", "vmovups [{out} + 1408], zmm22", "vmovups [{out} + 1472], zmm23",
+                    b0 = inout(reg) rows => _,
+                    b1 = inout(reg) rows.wrapping_add(4 * stride) => _,
+                    b2 = inout(reg) rows.wrapping_add(8 * stride) => _,
+                    b3 = inout(reg) rows.wrapping_add(12 * stride) => _,
+                    b4 = inout(reg) rows.wrapping_add(16 * stride) => _,
+                    b5 = inout(reg) rows.wrapping_add(20 * stride) => _,
+                    q = inout(reg) panel => _,
+                    s = in(reg) stride,
+                    s3 = in(reg) 3 * stride,
+                    steps = inout(reg) steps => _,
+                    out = in(reg) out,
+                    out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+                    out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                    out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
+                    out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm24") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+narrow_kernel!(
+    /// Single precision: a step is one value of a row.
+    narrow_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vfmadd231ps"
+);
+narrow_kernel!(
+    /// Pairs of 16-bit integers, summed in 32 bits: a step is two values of a row.
+    narrow_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpdpwssd"
+);
+
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
-/// is [d/2][WIDTH][2].
+/// is [d/2][width][2].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+    let (n, width) = (rows.len() / d, panel.len() / d);
+    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * width && out.len() == n * width);
+    assert!(width == WIDTH || width == NARROW);
     if !is_x86_feature_detected!("avx512vnni") {
         return dots_i16_plain(rows, d, panel, out);
     }
-    let n = rows.len() / d;
-    assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * WIDTH && out.len() == n * WIDTH);
-    if n < ROWS {
-        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots_i16(rows, d, panel, out));
+    let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
+    if n < size {
+        return super::with_padding(rows, d, size, width, out, |rows, out| dots_i16(rows, d, panel, out));
     }
-    super::each_micro_tile(n, ROWS, |row| {
-        // SAFETY: rows row..row + ROWS lie inside both; VNNI was detected.
+    super::each_micro_tile(n, size, |row| {
+        // SAFETY: rows row..row + size lie inside both; VNNI was detected.
         unsafe {
             let from = rows.as_ptr().add(row * d).cast();
-            micro_i16(from, d / 2, panel.as_ptr().cast(), out.as_mut_ptr().add(row * WIDTH).cast());
+            let to = out.as_mut_ptr().add(row * width).cast();
+            if width == WIDTH {
+                micro_i16(from, d / 2, panel.as_ptr().cast(), to);
+            } else {
+                narrow_i16(from, d / 2, panel.as_ptr().cast(), 0, to);
+            }
         }
     });
 }
@@ -287,7 +407,10 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
 /// The same without VNNI, where the compiler's own code has to do.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn dots_i16_plain(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
-    tile::dots_i16::<WIDTH>(rows, d, panel, out);
+    match panel.len() / d {
+        NARROW => tile::dots_i16::<NARROW>(rows, d, panel, out),
+        _ => tile::dots_i16::<WIDTH>(rows, d, panel, out),
+    }
 }
 
 /// Half to single precision.

@@ -31,7 +31,7 @@ macro_rules! instantiate {
             query_norms: &[f32],
             min: &mut [f32],
         ) {
-            tile::sq_distances::<$lanes>(tile, WIDTH, row_norms, query_norms, min);
+            tile::sq_distances::<$lanes>(tile, min.len(), row_norms, query_norms, min);
         }
 
         #[target_feature(enable = $features)]
@@ -42,7 +42,24 @@ macro_rules! instantiate {
             query_scales: &[f32],
             min: &mut [f32],
         ) {
-            tile::sq_distances_i32::<$lanes>(tile, WIDTH, rows, query_norms, query_scales, min);
+            tile::sq_distances_i32::<$lanes>(tile, min.len(), rows, query_norms, query_scales, min);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dots_one(
+            rows: &[f32],
+            d: usize,
+            query: &[f32],
+            width: usize,
+            ahead: usize,
+            out: &mut [f32],
+        ) {
+            tile::dots_one::<$lanes>(rows, d, query, width, ahead, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
+            tile::dots_one_i16(rows, d, query, width, out);
         }
 
         #[target_feature(enable = $features)]
@@ -63,12 +80,12 @@ macro_rules! instantiate {
             tile: &mut [f32],
             min: &mut [f32],
         ) {
-            tile::sq_differences::<$lanes>(rows, d, panel, WIDTH, tile, min);
+            tile::sq_differences::<$lanes>(rows, d, panel, min.len(), tile, min);
         }
 
         #[target_feature(enable = $features)]
         pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
-            tile::column_min::<$lanes>(tile, WIDTH, min);
+            tile::column_min::<$lanes>(tile, min.len(), min);
         }
 
         #[target_feature(enable = $features)]
@@ -79,12 +96,12 @@ macro_rules! instantiate {
             query_norms: &[f32],
             max: &mut [f32],
         ) {
-            tile::max_projection::<$lanes>(tile, WIDTH, row_norms, halves, query_norms, max);
+            tile::max_projection::<$lanes>(tile, max.len(), row_norms, halves, query_norms, max);
         }
 
         #[target_feature(enable = $features)]
         pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
-            tile::below::<$lanes>(tile, WIDTH, min, cut, hits);
+            tile::below::<$lanes>(tile, min.len(), min, cut, hits);
         }
 
         #[target_feature(enable = $features)]
@@ -95,7 +112,7 @@ macro_rules! instantiate {
             exponents: &[Exponent],
             into: &mut PanelSums<'_>,
         ) {
-            tile::accumulate::<$lanes>(tile, WIDTH, min, weights, exponents, into);
+            tile::accumulate::<$lanes>(tile, min.len(), min, weights, exponents, into);
         }
 
         #[target_feature(enable = $features)]
@@ -174,20 +191,39 @@ macro_rules! dispatch {
 }
 
 impl Level {
-    /// Queries of one panel.
-    pub(crate) fn panel_width(self) -> usize {
-        match self.set() {
-            Set::Portable => portable::WIDTH,
+    /// Queries of one panel in a job of so many: narrow panels waste nothing where there are few.
+    pub(crate) fn panel_width(self, queries: usize) -> usize {
+        let (narrow, wide) = match self.set() {
+            Set::Portable => (portable::NARROW, portable::WIDTH),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => avx2::WIDTH,
+            Set::Avx2 => (avx2::NARROW, avx2::WIDTH),
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => avx512::WIDTH,
-        }
+            Set::Avx512 => (avx512::NARROW, avx512::WIDTH),
+        };
+        if queries <= narrow { narrow } else { wide }
     }
 
-    /// Dot products of rows with a packed panel ([d][width]): out[row][lane].
-    pub(crate) fn dots(self, rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
-        dispatch!(self, dots(rows, d, panel, out));
+    /// Dot products of rows with a packed panel ([d][width]): out[row][lane]. Memory `ahead` bytes in front is fetched.
+    pub(crate) fn dots(self, rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
+        dispatch!(self, dots(rows, d, panel, ahead, out));
+    }
+
+    /// Dot products of rows with one query, into lane 0 of each row of `out` (`width` lanes, zeros beside it).
+    pub(crate) fn dots_one(
+        self,
+        rows: &[f32],
+        d: usize,
+        query: &[f32],
+        width: usize,
+        ahead: usize,
+        out: &mut [f32],
+    ) {
+        dispatch!(self, dots_one(rows, d, query, width, ahead, out));
+    }
+
+    /// The same for 16-bit integers, exact in 32 bits.
+    pub(crate) fn dots_one_i16(self, rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
+        dispatch!(self, dots_one_i16(rows, d, query, width, out));
     }
 
     /// Dot products of 16-bit rows with a packed panel ([d/2][width][2], d even): out[row][lane], exact in 32 bits.

@@ -4,6 +4,8 @@ use super::tile::{self, Exponent, Lanes, PanelSums, RowScales};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 16;
+/// Queries of one panel where there are few queries.
+pub(super) const NARROW: usize = 8;
 
 /// Eight values; the compiler makes of it what the target has.
 #[derive(Clone, Copy)]
@@ -38,6 +40,8 @@ unsafe impl Lanes for Eight {
         // SAFETY: the caller vouches for 8 values; the write may be unaligned.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
     }
+    #[inline(always)]
+    fn prefetch(_: *const f32) {}
     #[inline(always)]
     fn add(self, other: Self) -> Self {
         self.zip(other, |a, b| a + b)
@@ -82,8 +86,15 @@ unsafe impl Lanes for Eight {
     }
 }
 
-/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][WIDTH].
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
+/// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
+pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], _ahead: usize, out: &mut [f32]) {
+    match panel.len() / d {
+        NARROW => dots_wide::<NARROW>(rows, d, panel, out),
+        _ => dots_wide::<WIDTH>(rows, d, panel, out),
+    }
+}
+
+fn dots_wide<const WIDTH: usize>(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
         let mut sums = [0.0_f32; WIDTH];
         for (x, queries) in row.iter().zip(panel.chunks_exact(WIDTH)) {
@@ -95,9 +106,20 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Dot products of 16-bit rows with a panel of 16-bit queries ([d/2][WIDTH][2]): out[row][lane], exact in 32 bits.
+/// Dot products of 16-bit rows with a panel of 16-bit queries ([d/2][width][2]): out[row][lane], exact in 32 bits.
 pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
-    tile::dots_i16::<WIDTH>(rows, d, panel, out);
+    match panel.len() / d {
+        NARROW => tile::dots_i16::<NARROW>(rows, d, panel, out),
+        _ => tile::dots_i16::<WIDTH>(rows, d, panel, out),
+    }
+}
+
+pub(super) fn dots_one(rows: &[f32], d: usize, query: &[f32], width: usize, ahead: usize, out: &mut [f32]) {
+    tile::dots_one::<Eight>(rows, d, query, width, ahead, out);
+}
+
+pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
+    tile::dots_one_i16(rows, d, query, width, out);
 }
 
 pub(super) fn sq_distances_i32(
@@ -107,7 +129,7 @@ pub(super) fn sq_distances_i32(
     query_scales: &[f32],
     min: &mut [f32],
 ) {
-    tile::sq_distances_i32::<Eight>(tile, WIDTH, rows, query_norms, query_scales, min);
+    tile::sq_distances_i32::<Eight>(tile, min.len(), rows, query_norms, query_scales, min);
 }
 
 pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
@@ -119,15 +141,15 @@ pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
 }
 
 pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f32], min: &mut [f32]) {
-    tile::sq_distances::<Eight>(tile, WIDTH, row_norms, query_norms, min);
+    tile::sq_distances::<Eight>(tile, min.len(), row_norms, query_norms, min);
 }
 
 pub(super) fn sq_differences(rows: &[f32], d: usize, panel: &[f32], tile: &mut [f32], min: &mut [f32]) {
-    tile::sq_differences::<Eight>(rows, d, panel, WIDTH, tile, min);
+    tile::sq_differences::<Eight>(rows, d, panel, min.len(), tile, min);
 }
 
 pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
-    tile::column_min::<Eight>(tile, WIDTH, min);
+    tile::column_min::<Eight>(tile, min.len(), min);
 }
 
 pub(super) fn max_projection(
@@ -137,11 +159,11 @@ pub(super) fn max_projection(
     query_norms: &[f32],
     max: &mut [f32],
 ) {
-    tile::max_projection::<Eight>(tile, WIDTH, row_norms, halves, query_norms, max);
+    tile::max_projection::<Eight>(tile, max.len(), row_norms, halves, query_norms, max);
 }
 
 pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
-    tile::below::<Eight>(tile, WIDTH, min, cut, hits);
+    tile::below::<Eight>(tile, min.len(), min, cut, hits);
 }
 
 pub(super) fn accumulate(
@@ -151,7 +173,7 @@ pub(super) fn accumulate(
     exponents: &[Exponent],
     into: &mut PanelSums<'_>,
 ) {
-    tile::accumulate::<Eight>(tile, WIDTH, min, weights, exponents, into);
+    tile::accumulate::<Eight>(tile, min.len(), min, weights, exponents, into);
 }
 
 pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {

@@ -32,6 +32,8 @@ pub(super) unsafe trait Lanes: Copy {
     /// # Safety
     /// `to` points to N writable values.
     unsafe fn store(self, to: *mut f32);
+    /// Asks for the cache line at an address, which need not be valid.
+    fn prefetch(at: *const f32);
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -108,6 +110,61 @@ pub(super) fn sq_distances<V: Lanes>(
     }
 }
 
+/// Dot products of each row with one query, along the dimensions, into lane 0 of each row of `out` (`width` lanes).
+///
+/// `ahead` bytes in front of what is read are fetched: with one query a scan waits for memory alone.
+#[inline(always)]
+pub(super) fn dots_one<V: Lanes>(
+    rows: &[f32],
+    d: usize,
+    query: &[f32],
+    width: usize,
+    ahead: usize,
+    out: &mut [f32],
+) {
+    /// Accumulators: enough to hide the latency of a multiply-add.
+    const CHAINS: usize = 4;
+    assert!(query.len() == d && out.len() * d == rows.len() * width);
+    let whole = d - d % (CHAINS * V::N);
+    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
+        let mut sums = [V::splat(0.0); CHAINS];
+        let mut k = 0;
+        while k < whole {
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                let at = k + chain * V::N;
+                // SAFETY: at + N ≤ d, the length of both.
+                unsafe {
+                    let x = row.as_ptr().add(at);
+                    V::prefetch(x.wrapping_byte_add(ahead));
+                    *sum = V::load(x).mul_add(V::load(query.as_ptr().add(at)), *sum);
+                }
+            }
+            k += CHAINS * V::N;
+        }
+        let mut parts = [0.0_f32; 16];
+        // SAFETY: N ≤ 16.
+        unsafe { sums[0].add(sums[1]).add(sums[2].add(sums[3])).store(parts.as_mut_ptr()) };
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                parts[i] += parts[i + half];
+            }
+        }
+        let rest: f32 = row[whole..].iter().zip(&query[whole..]).map(|(x, q)| x * q).sum();
+        out.fill(0.0);
+        out[0] = parts[0] + rest;
+    }
+}
+
+/// The same for 16-bit integers, exact in 32 bits.
+#[inline(always)]
+pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
+    assert!(query.len() == d && out.len() * d == rows.len() * width);
+    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
+        out.fill(0);
+        out[0] = row.iter().zip(query).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
+    }
+}
+
 /// Norms and scales of the rows of a tile of integer dot products.
 #[derive(Clone, Copy)]
 pub(crate) struct RowScales<'a> {
@@ -152,7 +209,7 @@ pub(super) fn sq_distances_i32<V: Lanes>(
 /// Dot products of 16-bit rows with a panel [d/2][WIDTH][2], exact in 32 bits.
 #[inline(always)]
 pub(super) fn dots_i16<const WIDTH: usize>(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
-    assert!(d.is_multiple_of(2) && panel.len() == d * WIDTH);
+    assert!(d.is_multiple_of(2) && panel.len() == d * WIDTH && out.len() * d == rows.len() * WIDTH);
     for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
         let mut sums = [0_i32; WIDTH];
         for (pair, queries) in row.as_chunks::<2>().0.iter().zip(panel.chunks_exact(2 * WIDTH)) {
