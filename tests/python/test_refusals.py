@@ -253,3 +253,9 @@ def test_study_refuses_before_it_writes(
             folder / value if (folder / value).exists() or value.startswith("nothing.") else value,
         ]
     assert refused("study", *words, out=tmp_path / "study")["kind"] == kind
+
+
+def test_study_does_not_replace_a_file(folder: Path, refused: Refused) -> None:
+    texts = folder / "texts.jsonl"
+    words = ["--corpus", texts, "--queries", texts, "--outcomes", folder / "outcomes.jsonl"]
+    assert refused("study", *words, out=folder / "outcomes.jsonl")["kind"] == "OutputError"

@@ -96,7 +96,7 @@ def study(
     out: OutOption,
     model: Annotated[
         str, typer.Option("--model", help="hashing, or a sentence-transformers name or folder.")
-    ] = ("hashing"),
+    ] = "hashing",
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
@@ -106,7 +106,7 @@ def study(
     query_text: QueryText = None,
     query_id: QueryId = None,
     query_group: QueryGroup = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float16 or float32.")] = "float16",
+    dtype: Annotated[str, typer.Option("--dtype", help="float16, float32 or int8.")] = "float16",
     prompt: Annotated[str | None, typer.Option("--prompt", help="Put before every text.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Tokens read of each text.")
@@ -182,7 +182,7 @@ def study(
     from lmd3.encoders.run import encoder_from_store
     from lmd3.results import DensityTable
 
-    prepare_output(out, force=True)
+    prepare_output(out, force=out.is_dir())
     train = _Side.of(
         corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
     )
