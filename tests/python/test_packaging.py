@@ -140,3 +140,11 @@ def test_a_slow_start_is_noticed() -> None:
     start = time.perf_counter()
     run(sys.executable, "-m", "lmd3", "--version")
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_the_wheel_in_another_folder(empty_environment: Path, tmp_path: Path) -> None:
+    result = json.loads(run(empty_environment / "lmd3", "demo", "--json", cwd=tmp_path).stdout)
+    assert (tmp_path / str(result["report"])).is_file()
+    probe = "import importlib.util as util; print(util.find_spec('torch'))"
+    assert run(empty_environment / "python", "-c", probe).stdout.strip() == "None"
