@@ -51,7 +51,7 @@ class Predictors:
     Attributes:
         frame: one row per query: `id`, one column per specification, and whatever is known of the queries.
         specifications: the first is the primary one.
-        ess: median effective sample size per specification, None where unknown.
+        ess: effective sample size per specification, indexed by id; None where unknown.
         neighbors: the neighbours' table, or None.
         run: settings of the density run.
         file: where it came from, for messages.
@@ -59,7 +59,7 @@ class Predictors:
 
     frame: pd.DataFrame
     specifications: list[Specification]
-    ess: list[float | None]
+    ess: list[pd.Series[Any] | None]
     neighbors: pd.DataFrame | None
     run: dict[str, Any]
     file: str | None
@@ -180,10 +180,10 @@ def _of_density(
         rows = rows.assign(id=rows["id"].astype(str))
         tables.refuse_duplicates(list(rows["id"]), file, f"at bandwidth {h:g}, id")
         specification = Specification(predictor, kernel, h, rule)
-        values = rows.set_index("id")["log_density"].reindex(ids).to_numpy(dtype=np.float64)
-        frame[specification.column] = values
+        by_id = rows.set_index("id")
+        frame[specification.column] = by_id["log_density"].reindex(ids).to_numpy(dtype=np.float64)
         specifications.append(specification)
-        ess.append(float(rows["ess"].median()) if "ess" in rows and rows["ess"].notna().any() else None)
+        ess.append(by_id["ess"] if "ess" in rows and rows["ess"].notna().any() else None)
     return Predictors(frame, specifications, ess, neighbors, run, file)
 
 

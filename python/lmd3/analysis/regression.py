@@ -174,7 +174,7 @@ def fit(
     if binary:
         results, quality = _fit_logit(y, exog, options), "prsquared"
     else:
-        results, quality = sm.OLS(y, exog).fit(use_t=True, **options), "rsquared"
+        results, quality = sm.OLS(y, exog).fit(method="qr", use_t=True, **options), "rsquared"
     return Fit(results, list(terms), covariance, count, n, float(getattr(results, quality)))
 
 

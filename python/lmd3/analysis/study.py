@@ -442,13 +442,14 @@ def _run(
         correlations = {
             c: float(np.corrcoef(sample.frame[s.column], sample.frame[c])[0, 1]) for c in sample.beside
         }
+        ess = predictors.ess[number]
         bandwidths.append(
             {
                 "kernel": s.kernel,
                 "bandwidth": s.bandwidth,
                 "rule": s.rule,
                 "primary": number == 0,
-                "ess_median": predictors.ess[number],
+                "ess_median": None if ess is None else float(ess.reindex(sample.raw["id"]).median()),
                 "sd": sample.scales[s.column]["sd"],
                 "correlation": correlations,
                 "slopes": slopes,
