@@ -80,6 +80,7 @@ fn request(queries: &[f32], d: usize, level: Level) -> Request<'_> {
 fn kernels(bandwidths: &[f64]) -> Vec<ScaledKernel> {
     Kernel::ALL
         .iter()
+        .filter(|kernel| kernel.is_fused())
         .flat_map(|&kernel| bandwidths.iter().map(move |&h| ScaledKernel::new(kernel, h).unwrap()))
         .collect()
 }

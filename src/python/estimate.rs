@@ -228,7 +228,7 @@ fn scan(
     let scan = watched(py, &views, &request, progress).map_err(|error| match error {
         Failure::Python(error) => error,
         Failure::Scan(error) => raise(match (&store, error.row, error.kind) {
-            (Some(store), Some(row), ErrorKind::NotFinite) => place(store, error, row),
+            (Some(store), Some(row), ErrorKind::NotFinite | ErrorKind::Parameter) => place(store, error, row),
             _ => error,
         }),
     })?;

@@ -5,12 +5,14 @@
 //!   for each tile of rows:                     rows widened to float32 where stored otherwise; norms
 //!     for each panel of queries:               dot products → squared distances
 //!       near rows and candidates are picked out; near rows are taken again in double precision
-//!       the rest becomes weights and is added, for every kernel and bandwidth, by runs of one group
+//!       the rest becomes weights and is added, for every fused kernel and bandwidth, by runs of one group
+//!   the other kernels are added pair by pair in double precision
 //!   blocks fold in order into the segment, segments in order into the result
 //! ```
 //! Threads only decide who computes a block, never what is added to what in which order.
 
 mod order;
+mod plain;
 pub mod plan;
 mod queries;
 pub mod reduce;
@@ -102,6 +104,8 @@ struct Job<'a> {
     segments: &'a [Segment],
     request: &'a Request<'a>,
     queries: Queries,
+    /// Columns of the request's kernels that are fused, and their exponents; the others take the plain path.
+    fused: Vec<usize>,
     exponents: Vec<Exponent>,
     /// Queries of one batch; a multiple of the panel width.
     batch: usize,
@@ -205,7 +209,7 @@ fn validate(shards: &[ShardView<'_>], request: &Request<'_>) -> Result<()> {
             "the distance to leave out must be finite and not negative",
         ));
     }
-    Ok(())
+    plain::check_queries(request)
 }
 
 fn prepare<'a>(
@@ -227,13 +231,15 @@ fn prepare<'a>(
     for segment in segments {
         offsets.push(offsets[offsets.len() - 1] + segment.blocks() * batches);
     }
-    let exponents = request
-        .kernels
+    let fused: Vec<usize> =
+        (0..request.kernels.len()).filter(|&column| request.kernels[column].kernel.is_fused()).collect();
+    let exponents = fused
         .iter()
+        .map(|&column| request.kernels[column])
         .map(|kernel| Exponent {
             root: kernel.kernel.takes_root(),
             coefficient: (kernel.coefficient() * std::f64::consts::LOG2_E) as f32,
         })
         .collect();
-    Ok(Job { shards, segments, request, queries: packed, exponents, batch, batches, offsets, control })
+    Ok(Job { shards, segments, request, queries: packed, fused, exponents, batch, batches, offsets, control })
 }

@@ -177,7 +177,7 @@ fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Pack
 fn near_threshold(duplicate: f64, error: f64, request: &Request<'_>, from_differences: bool) -> f32 {
     let mut near = (duplicate.max(request.exclude_within.powi(2)) + 2.0 * error) * (1.0 + 1e-5);
     let tolerance = request.precision.tolerance();
-    for kernel in request.kernels.iter().filter(|_| !from_differences) {
+    for kernel in request.kernels.iter().filter(|kernel| kernel.kernel.is_fused() && !from_differences) {
         let h = kernel.bandwidth;
         let limit = if kernel.kernel.takes_root() {
             (error / (2.0 * tolerance)).min((error / (2.0 * h * tolerance)).powi(2))

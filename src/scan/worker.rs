@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use super::plain::{Place, Plain};
 use super::queries::Packed;
 use super::reduce::{BlockResult, NearSums, Sums};
 use super::rows::TileRows;
@@ -38,6 +39,7 @@ pub(super) struct Worker<'j, 'a> {
     shifts: Vec<f32>,
     sums: Vec<f64>,
     near: NearSums,
+    plain: Plain,
     /// The nearest rows this worker met in the segment and batch it is in: they decide what is worth reporting.
     nearest: Vec<TopK>,
     nearest_of: Option<(usize, usize)>,
@@ -65,6 +67,7 @@ impl<'j, 'a> Worker<'j, 'a> {
             shifts: Vec::new(),
             sums: Vec::new(),
             near: NearSums::default(),
+            plain: Plain::new(job.request),
             nearest: Vec::new(),
             nearest_of: None,
         }
@@ -125,6 +128,8 @@ impl<'j, 'a> Worker<'j, 'a> {
         }
         job.control.pairs.fetch_add(block.len() as u64 * queries.len() as u64, Ordering::Relaxed);
         self.collect(&slots, &queries, &mut result);
+        let place = Place { view, block, first_row, queries, slots: &slots };
+        self.plain.add(job, &place, &mut result)?;
         let candidates = self.new_candidates(first_row);
         Ok(BlockResult { sums: result, candidates })
     }
@@ -354,7 +359,8 @@ impl<'j, 'a> Worker<'j, 'a> {
             }
             result.duplicates[in_batch] += u64::from(is_duplicate);
             let log_weight = weight.ln();
-            let log_weights = request.kernels.iter().map(|kernel| kernel.log_weight(exact) + log_weight);
+            let fused = job.fused.iter().map(|&column| &request.kernels[column]);
+            let log_weights = fused.map(|kernel| kernel.log_weight(exact) + log_weight);
             self.near.push(slot as u32, in_batch as u32, log_weights);
             if request.neighbors > 0 {
                 self.nearest[in_batch].push(Neighbor { sq_distance: exact, row: global_row });
@@ -388,7 +394,7 @@ impl<'j, 'a> Worker<'j, 'a> {
     /// Turns the block's lanes into log sums and adds the near rows.
     fn collect(&mut self, slots: &Slots, queries: &Range<usize>, result: &mut Sums) {
         let job = self.job;
-        let (width, kernels) = (self.width, job.exponents.len());
+        let (width, kernels, columns) = (self.width, job.exponents.len(), job.request.kernels.len());
         let panels = queries.len().div_ceil(width);
         let scale = self.weight_unit.ln();
         for (slot, &code) in slots.codes.iter().enumerate() {
@@ -400,22 +406,23 @@ impl<'j, 'a> Worker<'j, 'a> {
                 if shift >= FAR {
                     continue;
                 }
-                for (index, kernel) in job.request.kernels.iter().enumerate() {
+                for (index, &column) in job.fused.iter().enumerate() {
+                    let kernel = &job.request.kernels[column];
                     // The same single-precision g that the exponents were taken from.
                     let g = if kernel.kernel.takes_root() { shift.sqrt() } else { shift };
                     let at = cell * 2 * kernels * width + 2 * width * index + lane;
                     let max = -kernel.coefficient() * f64::from(g) + scale;
-                    group.sums[query * kernels + index] =
+                    group.sums[query * columns + column] =
                         LogSum::scaled(max, self.sums[at], self.sums[at + width]);
                 }
             }
         }
         let codes = &slots.codes;
         for ((slot, query), near) in self.near.drain() {
-            let sums = &mut result.group(codes[slot as usize]).sums[query as usize * kernels..][..kernels];
-            for (sum, mut near) in sums.iter_mut().zip(near) {
+            let sums = &mut result.group(codes[slot as usize]).sums[query as usize * columns..][..columns];
+            for (&column, mut near) in job.fused.iter().zip(near) {
                 near.max += scale;
-                sum.fold(&near);
+                sums[column].fold(&near);
             }
         }
     }
@@ -438,8 +445,8 @@ struct TilePlace {
 }
 
 /// The groups of a block, numbered by first appearance.
-struct Slots {
-    codes: Vec<u32>,
+pub(super) struct Slots {
+    pub codes: Vec<u32>,
     /// Rows of each slot.
     rows: Vec<u64>,
     /// Slot of each row of the block; empty where there is one slot.
@@ -470,7 +477,7 @@ impl Slots {
     }
 
     /// The slot of a row of the block.
-    fn of(&self, row: usize) -> usize {
+    pub fn of(&self, row: usize) -> usize {
         self.of_row.get(row).map_or(0, |&slot| slot as usize)
     }
 

@@ -135,6 +135,16 @@ macro_rules! instantiate {
         pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
             tile::sq_distance(row, query)
         }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn manhattan(row: &[f32], query: &[f32]) -> f64 {
+            tile::manhattan(row, query)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn inner_product(row: &[f32], query: &[f32]) -> f64 {
+            tile::inner_product(row, query)
+        }
     };
 }
 #[cfg(target_arch = "x86_64")]
@@ -330,6 +340,16 @@ impl Level {
     /// ‖x − q‖² from differences in double precision.
     pub(crate) fn sq_distance(self, row: &[f32], query: &[f32]) -> f64 {
         dispatch!(self, sq_distance(row, query))
+    }
+
+    /// ‖x − q‖₁ in double precision.
+    pub(crate) fn manhattan(self, row: &[f32], query: &[f32]) -> f64 {
+        dispatch!(self, manhattan(row, query))
+    }
+
+    /// ⟨x, q⟩ in double precision.
+    pub(crate) fn inner_product(self, row: &[f32], query: &[f32]) -> f64 {
+        dispatch!(self, inner_product(row, query))
     }
 
     /// Writes rows as stored (scales applied) in single precision.

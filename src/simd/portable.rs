@@ -194,6 +194,16 @@ pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
     tile::sq_distance(row, query)
 }
 
+/// ‖x − q‖₁ in double precision.
+pub(super) fn manhattan(row: &[f32], query: &[f32]) -> f64 {
+    tile::manhattan(row, query)
+}
+
+/// ⟨x, q⟩ in double precision.
+pub(super) fn inner_product(row: &[f32], query: &[f32]) -> f64 {
+    tile::inner_product(row, query)
+}
+
 /// Half to single precision.
 pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {
     for (bytes, value) in from.chunks_exact(2).zip(to) {

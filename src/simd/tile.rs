@@ -532,15 +532,32 @@ pub(super) fn add_rows(
 /// ‖x − q‖² from differences in double precision, along 8 chains: the truth for near rows.
 #[inline(always)]
 pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
+    sum_pairs(row, query, |x, q| (x - q) * (x - q))
+}
+
+/// A sum over pairs of elements in double precision, along 8 chains.
+#[inline(always)]
+fn sum_pairs(row: &[f32], query: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
     let mut chains = [0.0_f64; 8];
     let (whole, rest) = row.as_chunks::<8>();
     let (query_whole, query_rest) = query.as_chunks::<8>();
     for (x, q) in whole.iter().zip(query_whole) {
         for i in 0..8 {
-            let difference = f64::from(x[i]) - f64::from(q[i]);
-            chains[i] += difference * difference;
+            chains[i] += term(f64::from(x[i]), f64::from(q[i]));
         }
     }
-    let tail: f64 = rest.iter().zip(query_rest).map(|(&x, &q)| (f64::from(x) - f64::from(q)).powi(2)).sum();
+    let tail: f64 = rest.iter().zip(query_rest).map(|(&x, &q)| term(f64::from(x), f64::from(q))).sum();
     chains.iter().sum::<f64>() + tail
+}
+
+/// ‖x − q‖₁ in double precision.
+#[inline(always)]
+pub(super) fn manhattan(row: &[f32], query: &[f32]) -> f64 {
+    sum_pairs(row, query, |x, q| (x - q).abs())
+}
+
+/// ⟨x, q⟩ in double precision.
+#[inline(always)]
+pub(super) fn inner_product(row: &[f32], query: &[f32]) -> f64 {
+    sum_pairs(row, query, |x, q| x * q)
 }
