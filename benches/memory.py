@@ -1,8 +1,7 @@
 """Anonymous memory of a scan over a store larger than any cache: `python benches/memory.py [GB] [FOLDER]`.
 
-Writes a float16 store of so many gigabytes (384 dimensions) into a folder, scores queries in a process of its
-own and samples that process's `RssAnon` every 20 ms: memory that the kernel can't take back, unlike mapped pages
-of the store.
+Writes a float16 store of so many gigabytes (384 dimensions), scores queries in a process of its own and samples
+that process's `RssAnon` every 20 ms: memory that the kernel can't take back, unlike mapped pages of the store.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def main() -> None:
         bytes_ = sum(path.stat().st_size for path in store.glob("embeddings-*.npy"))
         cpu = next(
             line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").open()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
             if line.startswith("model name")
         )
         print(
