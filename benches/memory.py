@@ -1,7 +1,7 @@
 """Anonymous memory of a scan over a store larger than any cache: `python benches/memory.py [GB] [FOLDER]`.
 
-Writes a float16 store of so many gigabytes (384 dimensions), scores queries in a process of its own and samples
-that process's `RssAnon` every 20 ms: memory that the kernel can't take back, unlike mapped pages of the store.
+Writes a float16 store of so many gigabytes (384 dimensions), scores queries in a process of its own and
+samples that process's `RssAnon` every 20 ms: memory the kernel can't take back, unlike mapped pages.
 """
 
 from __future__ import annotations

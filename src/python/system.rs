@@ -11,6 +11,12 @@ fn simd_level(py: Python<'_>) -> PyResult<&'static str> {
     Level::current().map(Level::name).map_err(|error| to_python(py, &error))
 }
 
+/// Levels that failed their proof against the portable path, in words; None where all passed.
+#[pyfunction]
+fn simd_notice() -> Option<String> {
+    Level::current_notice()
+}
+
 /// All SIMD levels this CPU has, lowest first.
 #[pyfunction]
 fn simd_levels() -> Vec<&'static str> {
@@ -20,5 +26,6 @@ fn simd_levels() -> Vec<&'static str> {
 /// Adds this part's functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
+    module.add_function(wrap_pyfunction!(simd_notice, module)?)?;
     module.add_function(wrap_pyfunction!(simd_levels, module)?)
 }

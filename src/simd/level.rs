@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::prove::agrees;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The instruction sets that the kernels are written for.
@@ -17,6 +18,40 @@ pub(crate) enum Set {
 /// A level of instructions that this CPU was found to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Level(Set);
+
+fn decision() -> &'static Result<(Level, Option<String>)> {
+    static DECISION: OnceLock<Result<(Level, Option<String>)>> = OnceLock::new();
+    DECISION.get_or_init(|| {
+        let mut levels = Level::available();
+        if let Ok(name) = std::env::var("LMD3_SIMD")
+            && !name.is_empty()
+            && name != "auto"
+        {
+            let wanted = Level::from_name(&name)?;
+            levels.retain(|&level| level <= wanted);
+        }
+        Ok(highest_proven(&levels, agrees))
+    })
+}
+
+/// The highest level that passes, with a notice of those that did not.
+fn highest_proven(levels: &[Level], passes: impl Fn(Level) -> bool) -> (Level, Option<String>) {
+    let mut failed = Vec::new();
+    for &level in levels.iter().rev() {
+        if level == Level::PORTABLE || passes(level) {
+            let notice = (!failed.is_empty()).then(|| {
+                let names = failed.join(", ");
+                format!(
+                    "the kernels of {names} disagree with the portable ones on this CPU: running {}",
+                    level.name()
+                )
+            });
+            return (level, notice);
+        }
+        failed.push(level.name());
+    }
+    (Level::PORTABLE, None)
+}
 
 impl Level {
     /// Plain Rust, on every CPU.
@@ -59,18 +94,18 @@ impl Level {
         })
     }
 
-    /// The level to run at: that of the environment variable `LMD3_SIMD` where set, else the highest. Decided once.
+    /// The level to run at: that of the environment variable `LMD3_SIMD` where set, else the highest. Decided once, and
+    /// proven against the portable path; a level that disagrees is passed over (`current_notice` says so).
     ///
     /// # Errors
     /// `Parameter` where `LMD3_SIMD` names a level that this CPU lacks.
     pub fn current() -> Result<Self> {
-        static CURRENT: OnceLock<Result<Level>> = OnceLock::new();
-        CURRENT
-            .get_or_init(|| match std::env::var("LMD3_SIMD") {
-                Ok(name) if !name.is_empty() && name != "auto" => Self::from_name(&name),
-                _ => Ok(Self::available().pop().unwrap_or(Self::PORTABLE)),
-            })
-            .clone()
+        decision().clone().map(|(level, _)| level)
+    }
+
+    /// What should be known of the choice: levels that failed their proof.
+    pub fn current_notice() -> Option<String> {
+        decision().as_ref().ok().and_then(|(_, notice)| notice.clone())
     }
 
     /// The name, as `LMD3_SIMD` takes it and results record it.
@@ -86,5 +121,20 @@ impl Level {
 
     pub(crate) fn set(self) -> Set {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_that_fail_their_proof_are_passed_over_with_a_notice() {
+        let levels = Level::available();
+        let (level, notice) = highest_proven(&levels, |_| true);
+        assert_eq!((Some(&level), notice), (levels.last(), None));
+        let (level, notice) = highest_proven(&levels, |_| false);
+        assert_eq!(level, Level::PORTABLE);
+        assert_eq!(notice.is_some(), levels.len() > 1);
     }
 }

@@ -5,6 +5,7 @@
 
 mod level;
 mod portable;
+mod prove;
 mod tile;
 
 #[cfg(test)]

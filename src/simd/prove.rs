@@ -1,0 +1,108 @@
+//! The proof of a level at first use: every kernel of it against the portable one, on a small tile.
+//!
+//! A CPU (or an emulator, or a compiler) that gets an instruction wrong would give wrong densities without a sign. The
+//! check takes about a millisecond.
+
+use super::{Exponent, Level, PanelSums, RowScales, pack_panel, pack_panel_i16};
+
+/// Dimensions and rows of the check: whole steps and rests of every loop.
+const D: usize = 86;
+const ROWS: usize = 53;
+
+/// Whether the kernels of a level agree with the portable ones.
+pub(super) fn agrees(level: Level) -> bool {
+    [1, 1000].into_iter().all(|queries| {
+        let width = level.panel_width(queries);
+        let (ours, reference) = (results(level, width), results(Level::PORTABLE, width));
+        ours.len() == reference.len()
+            && ours.iter().zip(&reference).all(|(a, b)| (a - b).abs() <= 2e-5 * b.abs().max(1.0))
+    })
+}
+
+/// What the kernels of a level make of one tile, as one list of numbers.
+fn results(level: Level, width: usize) -> Vec<f64> {
+    let wave = |n: usize, step: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * step).sin()).collect() };
+    let (rows, queries) = (wave(ROWS * D, 0.37), wave(width * D, 0.23));
+    let (mut norms, mut query_norms) = (vec![0.0; ROWS], vec![0.0; width]);
+    level.sq_norms(&rows, D, &mut norms);
+    level.sq_norms(&queries, D, &mut query_norms);
+    let mut all: Vec<f64> = norms.iter().chain(&query_norms).map(|&x| f64::from(x)).collect();
+
+    let mut panel = vec![0.0; width * D];
+    pack_panel(&queries, D, width, &mut panel);
+    let (mut tile, mut min) = (vec![0.0; ROWS * width], vec![0.0; width]);
+    level.dots_one(&rows, D, &queries[..D], width, 0, &mut tile);
+    all.extend(tile.iter().map(|&x| f64::from(x)));
+    level.sq_differences(&rows, D, &panel, &mut tile, &mut min);
+    all.extend(tile.iter().chain(&min).map(|&x| f64::from(x)));
+    // The portable path knows its own two widths only; other widths are summed up here.
+    if level == Level::PORTABLE && width != level.panel_width(1) && width != level.panel_width(1000) {
+        for (row, out) in rows.chunks_exact(D).zip(tile.chunks_exact_mut(width)) {
+            for (query, out) in queries.chunks_exact(D).zip(out) {
+                *out = row.iter().zip(query).map(|(x, q)| x * q).sum();
+            }
+        }
+    } else {
+        level.dots(&rows, D, &panel, 0, &mut tile);
+    }
+    level.sq_distances(&mut tile, &norms, &query_norms, &mut min);
+    all.extend(tile.iter().chain(&min).map(|&x| f64::from(x)));
+    let mut projection = vec![0.0; width];
+    level.max_projection(&tile, &norms, &vec![0.05; ROWS], &query_norms, &mut projection);
+    all.extend(projection.iter().map(|&x| f64::from(x)));
+    let mut hits = Vec::new();
+    level.below(&tile, &min, &vec![80.0; width], &mut hits);
+    hits.sort_unstable();
+    all.push(hits.len() as f64);
+
+    let exponents =
+        [(true, 0.7), (false, 0.01), (true, 3.0)].map(|(root, coefficient)| Exponent { root, coefficient });
+    let (mut shifts, mut sums) = (vec![super::FAR; width], vec![0.0; 2 * width * exponents.len()]);
+    let weights = wave(ROWS, 0.5).iter().map(|x| x.abs()).collect::<Vec<_>>();
+    level.accumulate(
+        &mut tile,
+        &min,
+        Some(&weights),
+        &exponents,
+        &mut PanelSums { min: &mut shifts, sums: &mut sums },
+    );
+    all.extend(&sums);
+
+    let (mut integers, mut query_integers) = (vec![0; ROWS * D], vec![0; width * D]);
+    level.quantise(&rows, 2000.0, &mut integers);
+    level.quantise(&queries, 3000.0, &mut query_integers);
+    let mut packed = vec![0; width * D];
+    pack_panel_i16(&query_integers, D, width, &mut packed);
+    let mut dots = vec![0_i32; ROWS * width];
+    if level == Level::PORTABLE && width != level.panel_width(1) && width != level.panel_width(1000) {
+        for (row, out) in integers.chunks_exact(D).zip(dots.chunks_exact_mut(width)) {
+            for (query, out) in query_integers.chunks_exact(D).zip(out) {
+                *out = row.iter().zip(query).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
+            }
+        }
+    } else {
+        level.dots_i16(&integers, D, &packed, &mut dots);
+    }
+    all.extend(dots.iter().map(|&x| f64::from(x)));
+    let mut tile: Vec<f32> = dots.iter().map(|&dot| f32::from_bits(dot.cast_unsigned())).collect();
+    let scales = RowScales { norms: &norms, scales: &vec![1.0 / 2000.0; ROWS] };
+    level.sq_distances_i32(&mut tile, scales, &query_norms, &vec![1.0 / 3000.0; width], &mut min);
+    all.extend(tile.iter().map(|&x| f64::from(x)));
+    let bytes: Vec<u8> = (0..=255).collect();
+    let mut wide = vec![0; 256];
+    all.push(f64::from(level.widen_i8(&bytes, &mut wide)));
+    all.extend(wide.iter().map(|&x| f64::from(x)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_of_this_cpu_is_proven() {
+        for level in Level::available() {
+            assert!(agrees(level), "{}", level.name());
+        }
+    }
+}
