@@ -115,16 +115,19 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mu
         unsafe {
             let from = rows.as_ptr().add(row * d);
             let to = out.as_mut_ptr().add(row * width);
-            if width == WIDTH {
-                micro::<ROWS, 2>(from, d, panel.as_ptr(), 4 * ROWS * d, to);
-            } else {
-                micro::<NARROW_ROWS, 1>(from, d, panel.as_ptr(), ahead, to);
+            for k in (0..d).step_by(super::CHAIN) {
+                let steps = k..(k + super::CHAIN).min(d);
+                if width == WIDTH {
+                    micro::<ROWS, 2>(from, d, steps, panel.as_ptr(), 4 * ROWS * d, to);
+                } else {
+                    micro::<NARROW_ROWS, 1>(from, d, steps, panel.as_ptr(), ahead, to);
+                }
             }
         }
     });
 }
 
-/// R rows × C vectors of queries.
+/// R rows × C vectors of queries, the dimensions `steps`; added to `out` unless they are the first.
 ///
 /// # Safety
 /// `rows` points to R rows of d values, `panel` to d × 8·C, `out` to R × 8·C.
@@ -132,6 +135,7 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mu
 unsafe fn micro<const R: usize, const C: usize>(
     rows: *const f32,
     d: usize,
+    steps: std::ops::Range<usize>,
     panel: *const f32,
     ahead: usize,
     out: *mut f32,
@@ -139,7 +143,8 @@ unsafe fn micro<const R: usize, const C: usize>(
     let mut sums = [[_mm256_setzero_ps(); C]; R];
     // SAFETY: all offsets stay inside what the caller vouches for; prefetches may point anywhere.
     unsafe {
-        for k in 0..d {
+        let adding = steps.start > 0;
+        for k in steps {
             if k % 16 == 0 {
                 for r in 0..R {
                     _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(r * d + k).wrapping_byte_add(ahead).cast());
@@ -158,7 +163,9 @@ unsafe fn micro<const R: usize, const C: usize>(
         }
         for (r, sum) in sums.iter().enumerate() {
             for (c, &sum) in sum.iter().enumerate() {
-                _mm256_storeu_ps(out.add((r * C + c) * 8), sum);
+                let to = out.add((r * C + c) * 8);
+                let sum = if adding { _mm256_add_ps(_mm256_loadu_ps(to), sum) } else { sum };
+                _mm256_storeu_ps(to, sum);
             }
         }
     }

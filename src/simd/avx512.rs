@@ -110,12 +110,16 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mu
     super::each_micro_tile(n, size, |row| {
         // SAFETY: rows row..row + size lie inside both.
         unsafe {
-            let from = rows.as_ptr().add(row * d).cast();
-            let to = out.as_mut_ptr().add(row * width).cast();
-            if width == WIDTH {
-                micro_f32(from, d, panel.as_ptr().cast(), to);
-            } else {
-                narrow_f32(from, d, panel.as_ptr().cast(), ahead, to);
+            for k in (0..d).step_by(super::CHAIN) {
+                let from = rows.as_ptr().add(row * d + k).cast();
+                let queries = panel.as_ptr().add(k * width).cast();
+                let to = out.as_mut_ptr().add(row * width).cast();
+                let steps = super::CHAIN.min(d - k);
+                if width == WIDTH {
+                    micro_f32(from, 4 * d, steps, queries, k > 0, to);
+                } else {
+                    narrow_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
+                }
             }
         }
     });
@@ -194,15 +198,17 @@ macro_rules! prefetch {
 ///
 /// In assembly because the compiler spills accumulators once the stride is a run-time value.
 macro_rules! micro_kernel {
-    ($(#[$doc:meta])* $name:ident, $features:literal, $load:literal, $multiply:literal) => {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $load:literal, $multiply:literal, $add:literal) => {
         $(#[$doc])*
         ///
+        /// `stride` is in bytes; with `adding` the products are added to `out`.
+        ///
         /// # Safety
-        /// `rows` points to ROWS rows of `steps` × 4 bytes, `panel` to `steps` × WIDTH × 4 bytes, `out` to ROWS × WIDTH values.
+        /// `rows` points to ROWS rows of `steps` × 4 bytes, `panel` to `steps` × WIDTH × 4 bytes, `out` to ROWS × WIDTH
+        /// initialised values.
         #[target_feature(enable = $features)]
         #[rustfmt::skip]
-        unsafe fn $name(rows: *const u8, steps: usize, panel: *const u8, out: *mut u8) {
-            let stride = 4 * steps;
+        unsafe fn $name(rows: *const u8, stride: usize, steps: usize, panel: *const u8, adding: bool, out: *mut u8) {
             // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
             unsafe {
                 asm!(
@@ -240,6 +246,33 @@ macro_rules! micro_kernel {
                     "dec {rest}",
                     "jnz 4b",
                     "5:",
+                    "test {adding}, {adding}",
+                    "jz 6f",
+                    concat!($add, " zmm0, zmm0, zmmword ptr [{out} + 0]"),
+                    concat!($add, " zmm1, zmm1, zmmword ptr [{out} + 64]"),
+                    concat!($add, " zmm2, zmm2, zmmword ptr [{out} + 128]"),
+                    concat!($add, " zmm3, zmm3, zmmword ptr [{out} + 192]"),
+                    concat!($add, " zmm4, zmm4, zmmword ptr [{out} + 256]"),
+                    concat!($add, " zmm5, zmm5, zmmword ptr [{out} + 320]"),
+                    concat!($add, " zmm6, zmm6, zmmword ptr [{out} + 384]"),
+                    concat!($add, " zmm7, zmm7, zmmword ptr [{out} + 448]"),
+                    concat!($add, " zmm8, zmm8, zmmword ptr [{out} + 512]"),
+                    concat!($add, " zmm9, zmm9, zmmword ptr [{out} + 576]"),
+                    concat!($add, " zmm10, zmm10, zmmword ptr [{out} + 640]"),
+                    concat!($add, " zmm11, zmm11, zmmword ptr [{out} + 704]"),
+                    concat!($add, " zmm12, zmm12, zmmword ptr [{out} + 768]"),
+                    concat!($add, " zmm13, zmm13, zmmword ptr [{out} + 832]"),
+                    concat!($add, " zmm14, zmm14, zmmword ptr [{out} + 896]"),
+                    concat!($add, " zmm15, zmm15, zmmword ptr [{out} + 960]"),
+                    concat!($add, " zmm16, zmm16, zmmword ptr [{out} + 1024]"),
+                    concat!($add, " zmm17, zmm17, zmmword ptr [{out} + 1088]"),
+                    concat!($add, " zmm18, zmm18, zmmword ptr [{out} + 1152]"),
+                    concat!($add, " zmm19, zmm19, zmmword ptr [{out} + 1216]"),
+                    concat!($add, " zmm20, zmm20, zmmword ptr [{out} + 1280]"),
+                    concat!($add, " zmm21, zmm21, zmmword ptr [{out} + 1344]"),
+                    concat!($add, " zmm22, zmm22, zmmword ptr [{out} + 1408]"),
+                    concat!($add, " zmm23, zmm23, zmmword ptr [{out} + 1472]"),
+                    "6:",
                     "vmovups [{out}], zmm0", "vmovups [{out} + 64], zmm1", "vmovups [{out} + 128], zmm2",
                     "vmovups [{out} + 192], zmm3", "vmovups [{out} + 256], zmm4", "vmovups [{out} + 320], zmm5",
                     "vmovups [{out} + 384], zmm6", "vmovups [{out} + 448], zmm7", "vmovups [{out} + 512], zmm8",
@@ -258,6 +291,7 @@ macro_rules! micro_kernel {
                     rest = inout(reg) steps % 16 => _,
                     t = out(reg) _,
                     out = in(reg) out,
+                    adding = in(reg) usize::from(adding),
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
                     out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
@@ -272,27 +306,31 @@ macro_rules! micro_kernel {
 
 micro_kernel!(
     /// Single precision: a step is one value of a row.
-    micro_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vbroadcastss", "vfmadd231ps"
+    micro_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vbroadcastss", "vfmadd231ps", "vaddps"
 );
 micro_kernel!(
     /// Pairs of 16-bit integers, summed in 32 bits: a step is two values of a row.
-    micro_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpbroadcastd", "vpdpwssd"
+    micro_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpbroadcastd", "vpdpwssd", "vpaddd"
 );
 
 /// A narrow micro-kernel: 24 rows × 16 queries, the rows' values broadcast inside the multiplications.
 macro_rules! narrow_kernel {
-    ($(#[$doc:meta])* $name:ident, $features:literal, $multiply:literal) => {
+    ($(#[$doc:meta])* $name:ident, $features:literal, $multiply:literal, $add:literal) => {
         $(#[$doc])*
+        ///
+        /// `stride` is in bytes; with `adding` the products are added to `out`.
         ///
         /// # Safety
         /// `rows` points to 24 rows of `steps` × 4 bytes, `panel` to `steps` × 64 bytes, `out` to 24 × 16 values.
         #[target_feature(enable = $features)]
         #[rustfmt::skip]
-        unsafe fn $name(rows: *const u8, steps: usize, panel: *const u8, ahead: usize, out: *mut u8) {
-            let stride = 4 * steps;
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name(
+            rows: *const u8, stride: usize, steps: usize, panel: *const u8, adding: bool, ahead: usize, out: *mut u8,
+        ) {
             // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
             unsafe {
-                for line in (0..stride).step_by(64) {
+                for line in (0..4 * steps).step_by(64) {
                     for row in 0..NARROW_ROWS {
                         _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(row * stride + line + ahead).cast());
                     }
@@ -336,6 +374,33 @@ macro_rules! narrow_kernel {
                     "add {q}, 64",
                     "dec {steps}",
                     "jnz 2b",
+                    "test {adding}, {adding}",
+                    "jz 3f",
+                    concat!($add, " zmm0, zmm0, zmmword ptr [{out} + 0]"),
+                    concat!($add, " zmm1, zmm1, zmmword ptr [{out} + 64]"),
+                    concat!($add, " zmm2, zmm2, zmmword ptr [{out} + 128]"),
+                    concat!($add, " zmm3, zmm3, zmmword ptr [{out} + 192]"),
+                    concat!($add, " zmm4, zmm4, zmmword ptr [{out} + 256]"),
+                    concat!($add, " zmm5, zmm5, zmmword ptr [{out} + 320]"),
+                    concat!($add, " zmm6, zmm6, zmmword ptr [{out} + 384]"),
+                    concat!($add, " zmm7, zmm7, zmmword ptr [{out} + 448]"),
+                    concat!($add, " zmm8, zmm8, zmmword ptr [{out} + 512]"),
+                    concat!($add, " zmm9, zmm9, zmmword ptr [{out} + 576]"),
+                    concat!($add, " zmm10, zmm10, zmmword ptr [{out} + 640]"),
+                    concat!($add, " zmm11, zmm11, zmmword ptr [{out} + 704]"),
+                    concat!($add, " zmm12, zmm12, zmmword ptr [{out} + 768]"),
+                    concat!($add, " zmm13, zmm13, zmmword ptr [{out} + 832]"),
+                    concat!($add, " zmm14, zmm14, zmmword ptr [{out} + 896]"),
+                    concat!($add, " zmm15, zmm15, zmmword ptr [{out} + 960]"),
+                    concat!($add, " zmm16, zmm16, zmmword ptr [{out} + 1024]"),
+                    concat!($add, " zmm17, zmm17, zmmword ptr [{out} + 1088]"),
+                    concat!($add, " zmm18, zmm18, zmmword ptr [{out} + 1152]"),
+                    concat!($add, " zmm19, zmm19, zmmword ptr [{out} + 1216]"),
+                    concat!($add, " zmm20, zmm20, zmmword ptr [{out} + 1280]"),
+                    concat!($add, " zmm21, zmm21, zmmword ptr [{out} + 1344]"),
+                    concat!($add, " zmm22, zmm22, zmmword ptr [{out} + 1408]"),
+                    concat!($add, " zmm23, zmm23, zmmword ptr [{out} + 1472]"),
+                    "3:",
                     "vmovups [{out}], zmm0", "vmovups [{out} + 64], zmm1", "vmovups [{out} + 128], zmm2",
                     "vmovups [{out} + 192], zmm3", "vmovups [{out} + 256], zmm4", "vmovups [{out} + 320], zmm5",
                     "vmovups [{out} + 384], zmm6", "vmovups [{out} + 448], zmm7", "vmovups [{out} + 512], zmm8",
@@ -355,6 +420,7 @@ macro_rules! narrow_kernel {
                     s3 = in(reg) 3 * stride,
                     steps = inout(reg) steps => _,
                     out = in(reg) out,
+                    adding = in(reg) usize::from(adding),
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
                     out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
@@ -369,11 +435,11 @@ macro_rules! narrow_kernel {
 
 narrow_kernel!(
     /// Single precision: a step is one value of a row.
-    narrow_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vfmadd231ps"
+    narrow_f32, "avx512f,avx512bw,avx512vl,avx512dq", "vfmadd231ps", "vaddps"
 );
 narrow_kernel!(
     /// Pairs of 16-bit integers, summed in 32 bits: a step is two values of a row.
-    narrow_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpdpwssd"
+    narrow_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpdpwssd", "vpaddd"
 );
 
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
@@ -396,9 +462,9 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
             let from = rows.as_ptr().add(row * d).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             if width == WIDTH {
-                micro_i16(from, d / 2, panel.as_ptr().cast(), to);
+                micro_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, to);
             } else {
-                narrow_i16(from, d / 2, panel.as_ptr().cast(), 0, to);
+                narrow_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, 0, to);
             }
         }
     });

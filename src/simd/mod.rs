@@ -21,6 +21,11 @@ pub(crate) use tile::{Exponent, FAR, PanelSums, RowScales};
 
 use crate::rows::{Dtype, Rows};
 
+/// Products summed in one chain of single precision; longer dot products are sums of such chains. The rounding error
+/// of a chain grows with its length and with the size of its partial sums: three chains instead of one of 384 are three
+/// times as accurate, for 2 % of the time.
+const CHAIN: usize = 128;
+
 /// Stamps out the generic tile functions for one instruction set.
 #[cfg(target_arch = "x86_64")]
 macro_rules! instantiate {

@@ -96,13 +96,18 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], _ahead: usize, out: &m
 
 fn dots_wide<const WIDTH: usize>(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
-        let mut sums = [0.0_f32; WIDTH];
-        for (x, queries) in row.iter().zip(panel.chunks_exact(WIDTH)) {
-            for (sum, query) in sums.iter_mut().zip(queries) {
-                *sum += x * query;
+        out.fill(0.0);
+        for (row, panel) in row.chunks(super::CHAIN).zip(panel.chunks(super::CHAIN * WIDTH)) {
+            let mut sums = [0.0_f32; WIDTH];
+            for (x, queries) in row.iter().zip(panel.chunks_exact(WIDTH)) {
+                for (sum, query) in sums.iter_mut().zip(queries) {
+                    *sum += x * query;
+                }
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out += sum;
             }
         }
-        out.copy_from_slice(&sums);
     }
 }
 
