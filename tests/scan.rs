@@ -4,7 +4,8 @@ use lmd3::error::ErrorKind;
 use lmd3::estimate::exact;
 use lmd3::kernel::{Kernel, ScaledKernel};
 use lmd3::logsum::LogSum;
-use lmd3::scan::{Control, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan};
+use lmd3::scan::reduce::{Fold, Part};
+use lmd3::scan::{Control, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan, scan_parts};
 use lmd3::simd::Level;
 use lmd3::{Dtype, Rows, ShardView};
 use proptest::prelude::*;
@@ -534,5 +535,78 @@ proptest! {
                 prop_assert_eq!(&fingerprint(&run(&views, &request)), &first);
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+    #[test]
+    fn parts_of_any_ranges_fold_into_the_whole(
+        seed in any::<u64>(), cuts in prop::collection::vec(0_usize..9000, 1..6), q in 1_usize..300,
+        splits in prop::collection::vec(0_usize..8, 0..4), neighbors in 0_usize..5,
+    ) {
+        let (d, n) = (10, 9000);
+        let (rows, queries) = (noise(seed, n * d), noise(seed ^ 9, q * d));
+        let codes: Vec<u32> = (0..n as u32).map(|i| i / 2000 + i % 2).collect();
+        let own: Vec<u64> = (0..q as u64).map(|i| if i % 3 == 0 { i * 7 } else { NO_ROW }).collect();
+        let bytes = bytes_of(&rows);
+        let mut cuts = cuts;
+        cuts.sort_unstable();
+        // Each shard is a segment at least; empty ones have none.
+        let views = shards(&bytes, d, &cuts, Some(&codes), None);
+        let segments = views.iter().filter(|view| view.rows.len() > 0).count();
+        let level = Level::available().pop().unwrap();
+        let mut request = request(&queries, d, level);
+        request.kernels = kernels(&[0.2, 1.0]);
+        request.neighbors = neighbors;
+        request.by_group = true;
+        request.row_sum = true;
+        request.max_cosine = true;
+        request.exclude_rows = Some(&own);
+        request.exclude_within = 0.3;
+        let whole = run(&views, &request);
+
+        let mut ends: Vec<usize> = splits.into_iter().map(|end| end.min(segments)).chain([segments]).collect();
+        ends.sort_unstable();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut start = 0;
+        for (i, end) in ends.into_iter().enumerate() {
+            // Other threads and memory for each range: batches and chunks of queries differ.
+            (request.threads, request.memory) = [(1, 1 << 28), (2, 1), (3, 1 << 16)][i % 3];
+            let mut sink = |part| {
+                parts.push(part);
+                Ok(())
+            };
+            scan_parts(&views, &request, Some(start..end), &Control::default(), &mut sink).unwrap();
+            start = end;
+        }
+        let mut fold = Fold::new(q, request.kernels.len(), neighbors, 0);
+        for part in &parts {
+            fold.add(part).unwrap();
+            prop_assert!(fold.add(part).is_err(), "a part was counted twice");
+        }
+        prop_assert_eq!(fold.next(), (segments, 0));
+        let folded = fold.finish();
+        prop_assert_eq!(folded.rows, n as u64);
+        prop_assert_eq!(&folded.sums.max_projection, &whole.sums.max_projection);
+        prop_assert_eq!(fingerprint(&folded), fingerprint(&whole));
+    }
+}
+
+#[test]
+fn an_error_of_the_sink_stops_the_scan() {
+    let (rows, queries) = (noise(1, 50_000 * 4), noise(2, 400));
+    let bytes = bytes_of(&rows);
+    let views = shards(&bytes, 4, &[10_000, 20_000, 30_000], None, None);
+    for threads in [1, 3] {
+        let mut request = request(&queries, 4, Level::PORTABLE);
+        (request.threads, request.kernels) = (threads, kernels(&[1.0]));
+        let mut seen = 0;
+        let mut sink = |part: Part| {
+            seen += 1;
+            if part.segment < 1 { Ok(()) } else { Err(lmd3::Error::new(ErrorKind::Output, "disk full")) }
+        };
+        let error = scan_parts(&views, &request, None, &Control::default(), &mut sink).unwrap_err();
+        assert_eq!((error.kind, seen), (ErrorKind::Output, 2));
     }
 }

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,6 +177,38 @@ def scan(
     memory: int = 1073741824,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan: ...
+@final
+class Fold:
+    """Folds parts into the result of a scan, in their order."""
+
+    def __new__(cls, queries: int, kernels: int, neighbors: int, level: str) -> Fold: ...
+    def add(self, part: dict[str, NDArray[Any]]) -> None: ...
+    @property
+    def next(self) -> tuple[int, int]: ...
+    def finish(self) -> Scan: ...
+
+def segments(source: Store | NDArray[np.float32] | NDArray[np.float16]) -> list[int]: ...
+def scan_parts(
+    source: Store | NDArray[np.float32] | NDArray[np.float16],
+    queries: NDArray[np.float32],
+    kernels: Sequence[tuple[str, float]],
+    start: int,
+    end: int,
+    sink: Callable[[dict[str, NDArray[Any]]], None],
+    *,
+    neighbors: int = 0,
+    by_group: bool = False,
+    exclude_rows: NDArray[np.int64] | None = None,
+    exclude_within: float = 0.0,
+    row_rounding: float = 0.0,
+    max_cosine: bool = False,
+    row_sum: bool = False,
+    weights: NDArray[np.float32] | None = None,
+    precision: str = "float32",
+    threads: int = 0,
+    memory: int = 1073741824,
+    progress: Callable[[int, int], None] | None = None,
+) -> None: ...
 def simd_level() -> str: ...
 def simd_notice() -> str | None: ...
 def simd_levels() -> list[str]: ...

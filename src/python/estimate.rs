@@ -1,21 +1,25 @@
 //! The scan and its exact estimates.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::convert::Matrix;
 use super::errors::to_python;
+use super::parts;
 use super::store::Store;
 use crate::error::{Error, ErrorKind, Result};
 use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
-use crate::scan::{Control, NO_ROW, Precision, Request, Scan, scan as run_scan};
+use crate::scan::reduce::{Fold, Part};
+use crate::scan::{Control, NO_ROW, Precision, Request, Scan, plan, scan_parts as run_scan};
 use crate::simd::Level;
 
 /// How often a running scan looks for Ctrl-C and reports progress.
@@ -142,6 +146,23 @@ impl PyScan {
 }
 
 impl PyScan {
+    fn new(
+        py: Python<'_>,
+        scan: Scan,
+        queries: usize,
+        kernels: usize,
+        neighbors: usize,
+        level: Level,
+    ) -> PyResult<Self> {
+        let wrap = |estimate| Py::new(py, PyEstimate { estimate, queries });
+        let total = wrap(exact::total(&scan.sums, queries, kernels))?;
+        let groups = exact::by_group(&scan.sums, queries, kernels)
+            .into_iter()
+            .map(|(code, estimate)| Ok((code, wrap(estimate)?)))
+            .collect::<PyResult<_>>()?;
+        Ok(Self { scan, total, groups, neighbors, level: level.name() })
+    }
+
     fn neighbor_values<'py, T: numpy::Element + Copy>(
         &self,
         py: Python<'py>,
@@ -155,6 +176,143 @@ impl PyScan {
         }
         values.into_pyarray(py).reshape([self.scan.neighbors.len(), self.neighbors])
     }
+}
+
+/// The arguments of a scan, owned or borrowed from NumPy.
+struct Arguments<'py> {
+    source: Bound<'py, PyAny>,
+    queries: PyReadonlyArray2<'py, f32>,
+    kernels: Vec<ScaledKernel>,
+    neighbors: usize,
+    by_group: bool,
+    exclude_rows: Option<Vec<u64>>,
+    exclude_within: f64,
+    row_rounding: f64,
+    max_cosine: bool,
+    row_sum: bool,
+    weights: Option<PyReadonlyArray1<'py, f32>>,
+    precision: Precision,
+    level: Level,
+    threads: usize,
+    memory: usize,
+}
+
+fn scaled_kernels(kernels: &[(String, f64)]) -> Result<Vec<ScaledKernel>> {
+    kernels.iter().map(|(name, bandwidth)| ScaledKernel::new(Kernel::from_name(name)?, *bandwidth)).collect()
+}
+
+impl<'py> Arguments<'py> {
+    #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
+    fn new(
+        source: &Bound<'py, PyAny>,
+        queries: PyReadonlyArray2<'py, f32>,
+        kernels: &[(String, f64)],
+        neighbors: usize,
+        by_group: bool,
+        exclude_rows: Option<PyReadonlyArray1<'py, i64>>,
+        exclude_within: f64,
+        row_rounding: f64,
+        max_cosine: bool,
+        row_sum: bool,
+        weights: Option<PyReadonlyArray1<'py, f32>>,
+        precision: &str,
+        threads: usize,
+        memory: usize,
+    ) -> PyResult<Self> {
+        let raise = |error: Error| to_python(source.py(), &error);
+        let exclude_rows = match exclude_rows {
+            Some(rows) => {
+                Some(rows.as_slice()?.iter().map(|&row| u64::try_from(row).unwrap_or(NO_ROW)).collect())
+            }
+            None => None,
+        };
+        Ok(Self {
+            source: source.clone(),
+            queries,
+            kernels: scaled_kernels(kernels).map_err(raise)?,
+            neighbors,
+            by_group,
+            exclude_rows,
+            exclude_within,
+            row_rounding,
+            max_cosine,
+            row_sum,
+            weights,
+            precision: Precision::from_name(precision).map_err(raise)?,
+            level: Level::current().map_err(raise)?,
+            threads,
+            memory,
+        })
+    }
+
+    fn request(&self) -> PyResult<Request<'_>> {
+        Ok(Request {
+            queries: self.queries.as_slice()?,
+            d: self.queries.as_array().ncols(),
+            kernels: self.kernels.clone(),
+            neighbors: self.neighbors,
+            by_group: self.by_group,
+            exclude_rows: self.exclude_rows.as_deref(),
+            exclude_within: self.exclude_within,
+            row_rounding: self.row_rounding,
+            max_cosine: self.max_cosine,
+            row_sum: self.row_sum,
+            precision: self.precision,
+            level: self.level,
+            threads: self.threads,
+            memory: self.memory,
+        })
+    }
+
+    /// Scans a range of segments (all: `None`); each part goes to `take`, with Python attached.
+    fn run(
+        &self,
+        range: Option<Range<usize>>,
+        progress: Option<Py<PyAny>>,
+        take: impl FnMut(Python<'_>, Part) -> PyResult<()> + Send,
+    ) -> PyResult<()> {
+        let py = self.source.py();
+        let raise = |error: Error| to_python(py, &error);
+        let store = self.source.cast::<Store>().ok().map(|store| store.get().inner().clone());
+        let matrix = if store.is_none() { Some(Matrix::borrow(&self.source)?) } else { None };
+        let views = views(py, store.as_deref(), matrix.as_ref(), self.weights.as_ref())?;
+        let request = self.request()?;
+        watched(py, &views, &request, range, progress, take).map_err(|error| match error {
+            Failure::Python(error) => error,
+            Failure::Scan(error) => raise(match (&store, error.row, error.kind) {
+                (Some(store), Some(row), ErrorKind::NotFinite | ErrorKind::Parameter) => {
+                    place(store, error, row)
+                }
+                _ => error,
+            }),
+        })
+    }
+}
+
+/// The shards of a store, or the one of a matrix.
+fn views<'a>(
+    py: Python<'_>,
+    store: Option<&'a crate::store::Store>,
+    matrix: Option<&'a Matrix<'_>>,
+    weights: Option<&'a PyReadonlyArray1<'_, f32>>,
+) -> PyResult<Vec<ShardView<'a>>> {
+    Ok(match (store, matrix) {
+        (Some(store), _) => store.shards().iter().map(|shard| shard.view()).collect(),
+        (None, Some(matrix)) => {
+            let weights = weights.map(|weights| weights.as_slice()).transpose()?;
+            vec![ShardView { rows: matrix.rows(py)?, groups: None, weights }]
+        }
+        (None, None) => Vec::new(),
+    })
+}
+
+/// Rows of each segment of a store or matrix, in order: ranges of work are cut between segments.
+#[pyfunction]
+fn segments(source: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
+    let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
+    let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
+    let views = views(source.py(), store.as_deref(), matrix.as_ref(), None)?;
+    Ok(plan::segments(&views).iter().map(|segment| segment.rows() as u64).collect())
 }
 
 /// Sums of kernels over all rows of a store or matrix, exactly.
@@ -184,62 +342,119 @@ fn scan(
     memory: usize,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyScan> {
-    let raise = |error: Error| to_python(py, &error);
-    let level = Level::current().map_err(raise)?;
-    let precision = Precision::from_name(precision).map_err(raise)?;
-    let kernels: Vec<ScaledKernel> = kernels
-        .iter()
-        .map(|(name, bandwidth)| ScaledKernel::new(Kernel::from_name(name)?, *bandwidth))
-        .collect::<Result<_>>()
-        .map_err(raise)?;
-    let exclude_rows: Option<Vec<u64>> = match exclude_rows {
-        Some(rows) => {
-            Some(rows.as_slice()?.iter().map(|&row| u64::try_from(row).unwrap_or(NO_ROW)).collect())
-        }
-        None => None,
-    };
     let count = queries.as_array().nrows();
-    let request = Request {
-        queries: queries.as_slice()?,
-        d: queries.as_array().ncols(),
-        kernels,
+    let arguments = Arguments::new(
+        source,
+        queries,
+        &kernels,
         neighbors,
         by_group,
-        exclude_rows: exclude_rows.as_deref(),
+        exclude_rows,
         exclude_within,
         row_rounding,
         max_cosine,
         row_sum,
+        weights,
         precision,
-        level,
         threads,
         memory,
-    };
-    let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
-    let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
-    let views: Vec<ShardView<'_>> = match (&store, &matrix) {
-        (Some(store), _) => store.shards().iter().map(|shard| shard.view()).collect(),
-        (None, Some(matrix)) => {
-            let weights = weights.as_ref().map(|weights| weights.as_slice()).transpose()?;
-            vec![ShardView { rows: matrix.rows(py)?, groups: None, weights }]
-        }
-        (None, None) => Vec::new(),
-    };
-    let scan = watched(py, &views, &request, progress).map_err(|error| match error {
-        Failure::Python(error) => error,
-        Failure::Scan(error) => raise(match (&store, error.row, error.kind) {
-            (Some(store), Some(row), ErrorKind::NotFinite | ErrorKind::Parameter) => place(store, error, row),
-            _ => error,
-        }),
-    })?;
-    let kernels = request.kernels.len();
-    let wrap = |estimate| Py::new(py, PyEstimate { estimate, queries: count });
-    let total = wrap(exact::total(&scan.sums, count, kernels))?;
-    let groups = exact::by_group(&scan.sums, count, kernels)
-        .into_iter()
-        .map(|(code, estimate)| Ok((code, wrap(estimate)?)))
-        .collect::<PyResult<_>>()?;
-    Ok(PyScan { scan, total, groups, neighbors, level: level.name() })
+    )?;
+    let mut fold = Fold::new(count, kernels.len(), neighbors, 0);
+    arguments.run(None, progress, |py, part| fold.add(&part).map_err(|error| to_python(py, &error)))?;
+    PyScan::new(py, fold.finish(), count, kernels.len(), neighbors, arguments.level)
+}
+
+/// Scans the segments from `start` to before `end` and gives `sink` each segment's part for each batch of queries, in order:
+/// segments ascending, and of each the queries ascending. What the sink raises stops the scan and is raised here.
+///
+/// A part is a dict of arrays (see `parts.rs`), to be kept or sent and given to a `Fold`. The other arguments are those of `scan`.
+#[pyfunction]
+#[pyo3(signature = (source, queries, kernels, start, end, sink, *, neighbors=0, by_group=false, exclude_rows=None,
+    exclude_within=0.0, row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0,
+    memory=1_073_741_824, progress=None))]
+#[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
+fn scan_parts(
+    source: &Bound<'_, PyAny>,
+    queries: PyReadonlyArray2<'_, f32>,
+    kernels: Vec<(String, f64)>,
+    start: usize,
+    end: usize,
+    sink: Py<PyAny>,
+    neighbors: usize,
+    by_group: bool,
+    exclude_rows: Option<PyReadonlyArray1<'_, i64>>,
+    exclude_within: f64,
+    row_rounding: f64,
+    max_cosine: bool,
+    row_sum: bool,
+    weights: Option<PyReadonlyArray1<'_, f32>>,
+    precision: &str,
+    threads: usize,
+    memory: usize,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<()> {
+    let arguments = Arguments::new(
+        source,
+        queries,
+        &kernels,
+        neighbors,
+        by_group,
+        exclude_rows,
+        exclude_within,
+        row_rounding,
+        max_cosine,
+        row_sum,
+        weights,
+        precision,
+        threads,
+        memory,
+    )?;
+    arguments
+        .run(Some(start..end), progress, |py, part| sink.call1(py, (parts::to_dict(py, part)?,)).map(|_| ()))
+}
+
+/// Folds parts into the result of a scan: segments in ascending order from 0, and of each the queries in order.
+#[pyclass(name = "Fold", module = "lmd3._lmd3")]
+struct PyFold {
+    fold: Option<Fold>,
+    queries: usize,
+    kernels: usize,
+    neighbors: usize,
+    level: Level,
+}
+
+#[pymethods]
+impl PyFold {
+    #[new]
+    fn new(py: Python<'_>, queries: usize, kernels: usize, neighbors: usize, level: &str) -> PyResult<Self> {
+        let level = Level::from_name(level).map_err(|error| to_python(py, &error))?;
+        let fold = Some(Fold::new(queries, kernels, neighbors, 0));
+        Ok(Self { fold, queries, kernels, neighbors, level })
+    }
+
+    /// Adds the next part; one that is not the next, or of another shape, is refused.
+    fn add(&mut self, py: Python<'_>, part: &Bound<'_, PyDict>) -> PyResult<()> {
+        let part = parts::from_dict(part, self.kernels)?;
+        let fold = self.fold.as_mut().ok_or_else(|| ended(py))?;
+        py.detach(|| fold.add(&part)).map_err(|error| to_python(py, &error))
+    }
+
+    /// The segment and the query that are to come next.
+    #[getter]
+    fn next(&self, py: Python<'_>) -> PyResult<(usize, usize)> {
+        Ok(self.fold.as_ref().ok_or_else(|| ended(py))?.next())
+    }
+
+    /// The result; the fold is empty then.
+    fn finish(&mut self, py: Python<'_>) -> PyResult<PyScan> {
+        let fold = self.fold.take().ok_or_else(|| ended(py))?;
+        let scan = py.detach(|| fold.finish());
+        PyScan::new(py, scan, self.queries, self.kernels, self.neighbors, self.level)
+    }
+}
+
+fn ended(py: Python<'_>) -> PyErr {
+    to_python(py, &Error::new(ErrorKind::Parameter, "the fold was finished"))
 }
 
 /// Turns a global row into a file and its row.
@@ -257,15 +472,23 @@ enum Failure {
     Python(PyErr),
 }
 
-/// Runs a scan on a thread of its own while this one answers signals and reports progress.
+/// Runs a scan on a thread of its own while this one answers signals, reports progress and takes the parts.
 fn watched(
     py: Python<'_>,
     views: &[ShardView<'_>],
     request: &Request<'_>,
+    range: Option<Range<usize>>,
     progress: Option<Py<PyAny>>,
-) -> std::result::Result<Scan, Failure> {
+    mut take: impl FnMut(Python<'_>, Part) -> PyResult<()> + Send,
+) -> std::result::Result<(), Failure> {
+    enum Event {
+        Part(Part),
+        End(Result<()>),
+    }
     let control = Control::default();
-    let rows: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
+    let all = plan::segments(views);
+    let chosen = range.clone().unwrap_or(0..all.len());
+    let rows: u64 = all.get(chosen).unwrap_or(&[]).iter().map(|segment| segment.rows() as u64).sum();
     let total = rows * (request.queries.len() / request.d.max(1)) as u64;
     let tick = |py: Python<'_>| -> PyResult<()> {
         py.check_signals()?;
@@ -276,27 +499,41 @@ fn watched(
     };
     py.detach(|| {
         std::thread::scope(|scope| {
-            let (sender, receiver) = channel();
+            // Parts wait for whoever takes them, so that they don't pile up.
+            let (sender, receiver) = sync_channel(1);
             let control = &control;
             scope.spawn(move || {
+                let mut sink = |part| {
+                    let gone = |_| Error::new(ErrorKind::Interrupted, "stopped");
+                    sender.send(Event::Part(part)).map_err(gone)
+                };
+                let result = run_scan(views, request, range, control, &mut sink);
                 // The receiver waits until this is sent.
-                let _ = sender.send(run_scan(views, request, None, control));
+                let _ = sender.send(Event::End(result));
             });
             let mut failure = None;
+            let mut last = Instant::now();
             let result = loop {
-                match receiver.recv_timeout(TICK) {
-                    Ok(result) => break result,
-                    Err(RecvTimeoutError::Timeout) => {
-                        if failure.is_none()
-                            && let Err(error) = Python::attach(tick)
-                        {
-                            control.stop.store(true, Ordering::Relaxed);
-                            failure = Some(error);
-                        }
+                let event = receiver.recv_timeout(TICK);
+                let late = last.elapsed() >= TICK;
+                let mut attempt = Ok(());
+                match event {
+                    Ok(Event::End(result)) => break result,
+                    Ok(Event::Part(part)) if failure.is_none() => {
+                        attempt = Python::attach(|py| take(py, part));
                     }
+                    Ok(Event::Part(_)) | Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => {
                         break Err(Error::new(ErrorKind::Internal, "the scan ended without a result"));
                     }
+                }
+                if attempt.is_ok() && failure.is_none() && late {
+                    last = Instant::now();
+                    attempt = Python::attach(tick);
+                }
+                if let Err(error) = attempt {
+                    control.stop.store(true, Ordering::Relaxed);
+                    failure = Some(error);
                 }
             };
             match failure {
@@ -311,5 +548,8 @@ fn watched(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyEstimate>()?;
     module.add_class::<PyScan>()?;
+    module.add_class::<PyFold>()?;
+    module.add_function(wrap_pyfunction!(segments, module)?)?;
+    module.add_function(wrap_pyfunction!(scan_parts, module)?)?;
     module.add_function(wrap_pyfunction!(scan, module)?)
 }

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod convert;
 mod errors;
 mod estimate;
+mod parts;
 mod store;
 mod system;
 mod text;

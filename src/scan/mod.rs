@@ -19,6 +19,7 @@ pub mod reduce;
 mod rows;
 mod worker;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -28,10 +29,10 @@ use crate::rows::{Dtype, ShardView};
 use crate::simd::{Exponent, Level};
 use crate::topk::Neighbor;
 use order::Reducer;
-use plan::{Segment, batch_size, groups_per_block, segments};
+use plan::{Segment, batch_size, chunks, groups_together, segments};
 pub use queries::Precision;
 use queries::Queries;
-use reduce::Sums;
+use reduce::{Fold, Part, Sums};
 use worker::Worker;
 
 /// No row is left out for this query.
@@ -109,9 +110,11 @@ struct Job<'a> {
     exponents: Vec<Exponent>,
     /// Queries of one batch; a multiple of the panel width.
     batch: usize,
-    batches: usize,
     /// Tasks before each segment.
     offsets: Vec<usize>,
+    /// Number in the store of the job's first segment, and in the scan of its first query.
+    first_segment: usize,
+    first_query: usize,
     control: &'a Control,
 }
 
@@ -120,7 +123,7 @@ impl<'a> Job<'a> {
         self.queries.sq_norms.len()
     }
 
-    fn batch_range(&self, batch: usize) -> std::ops::Range<usize> {
+    fn batch_range(&self, batch: usize) -> Range<usize> {
         batch * self.batch..((batch + 1) * self.batch).min(self.query_count())
     }
 
@@ -145,6 +148,9 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Takes the parts of a scan: segments in order, and of each the queries in order. An error stops the scan.
+pub type Sink<'s> = dyn FnMut(Part) -> Result<()> + Send + 's;
+
 /// Scans the segments `range` of the shards (all of them: `None`).
 ///
 /// # Errors
@@ -152,23 +158,77 @@ impl<'a> Job<'a> {
 pub fn scan(
     shards: &[ShardView<'_>],
     request: &Request<'_>,
-    range: Option<std::ops::Range<usize>>,
+    range: Option<Range<usize>>,
     control: &Control,
 ) -> Result<Scan> {
+    let queries = request.queries.len() / request.d.max(1);
+    let first = range.as_ref().map_or(0, |range| range.start);
+    let mut fold = Fold::new(queries, request.kernels.len(), request.neighbors, first);
+    scan_parts(shards, request, range, control, &mut |part| fold.add(&part))?;
+    Ok(fold.finish())
+}
+
+/// Scans the segments `range` of the shards (all of them: `None`) and hands on each segment's part for each batch of queries.
+///
+/// More queries than fit the memory packed are taken in chunks; each segment still meets all of them before the next one.
+///
+/// # Errors
+/// Those of `scan`, and those of the sink.
+pub fn scan_parts(
+    shards: &[ShardView<'_>],
+    request: &Request<'_>,
+    range: Option<Range<usize>>,
+    control: &Control,
+    sink: &mut Sink<'_>,
+) -> Result<()> {
     validate(shards, request)?;
     let all = segments(shards);
     let range = range.unwrap_or(0..all.len());
-    let segments =
-        all.get(range).ok_or_else(|| Error::new(ErrorKind::Parameter, "segment range outside the store"))?;
+    if all.get(range.clone()).is_none() {
+        return Err(Error::new(ErrorKind::Parameter, "segment range outside the store"));
+    }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(request.threads)
         .build()
         .map_err(|error| Error::new(ErrorKind::Parameter, format!("can't start threads: {error}")))?;
-    let job = prepare(shards, segments, request, control, pool.current_num_threads())?;
-    let reducer = Reducer::new(&job);
+    let queries = request.queries.len() / request.d;
+    let groups = if request.by_group { groups_together(shards) } else { (1, 1) };
+    let room = Room { groups, workers: pool.current_num_threads() };
+    let chunks = chunks(queries, request.d, request.memory);
+    if chunks == 1 {
+        let job = prepare(shards, &all, range, 0, request, control, room)?;
+        return run(&job, &pool, sink);
+    }
+    for segment in range {
+        for index in 0..chunks {
+            // Of one size to the query: a small last chunk would take the path of few queries, and other bytes.
+            let part = index * queries / chunks..(index + 1) * queries / chunks;
+            let first = part.start;
+            let request = Request {
+                queries: &request.queries[part.start * request.d..part.end * request.d],
+                exclude_rows: request.exclude_rows.map(|rows| &rows[part.clone()]),
+                row_sum: request.row_sum && first == 0,
+                ..request.clone()
+            };
+            let job = prepare(shards, &all, segment..segment + 1, first, &request, control, room).map_err(
+                |error| match error.row {
+                    Some(row) => error.row(row + first as u64),
+                    None => error,
+                },
+            )?;
+            run(&job, &pool, sink)?;
+        }
+    }
+    Ok(())
+}
+
+/// Does a job's tasks on the pool's threads.
+fn run(job: &Job<'_>, pool: &rayon::ThreadPool, sink: &mut Sink<'_>) -> Result<()> {
+    let mut hand_on = |part| sink(part);
+    let reducer = Reducer::new(job, &mut hand_on);
     let next = AtomicUsize::new(0);
     pool.broadcast(|_| {
-        let mut worker = Worker::new(&job);
+        let mut worker = Worker::new(job);
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= job.tasks() || !reducer.wait_for_turn(index) {
@@ -212,20 +272,30 @@ fn validate(shards: &[ShardView<'_>], request: &Request<'_>) -> Result<()> {
     plain::check_queries(request)
 }
 
+/// What decides how many queries' sums fit the memory: the most groups in a block and in a segment, and the threads.
+#[derive(Clone, Copy)]
+struct Room {
+    groups: (usize, usize),
+    workers: usize,
+}
+
 fn prepare<'a>(
     shards: &'a [ShardView<'a>],
-    segments: &'a [Segment],
+    all: &'a [Segment],
+    range: Range<usize>,
+    first_query: usize,
     request: &'a Request<'a>,
     control: &'a Control,
-    workers: usize,
+    room: Room,
 ) -> Result<Job<'a>> {
+    let first_segment = range.start;
+    let segments = &all[range];
     let integer_rows = shards.iter().all(|view| view.rows.dtype() == Dtype::I8);
     let packed = Queries::new(request, integer_rows)?;
     let queries = packed.sq_norms.len();
     let width = request.level.panel_width(queries);
-    let groups = if request.by_group { groups_per_block(shards) } else { 1 };
-    let batch =
-        batch_size(queries, request.kernels.len(), groups, workers, request.memory).next_multiple_of(width);
+    let batch = batch_size(queries, request.kernels.len(), room.groups, room.workers, request.memory / 2)
+        .next_multiple_of(width);
     let batches = queries.div_ceil(batch);
     let mut offsets = vec![0];
     for segment in segments {
@@ -241,5 +311,17 @@ fn prepare<'a>(
             coefficient: (kernel.coefficient() * std::f64::consts::LOG2_E) as f32,
         })
         .collect();
-    Ok(Job { shards, segments, request, queries: packed, fused, exponents, batch, batches, offsets, control })
+    Ok(Job {
+        shards,
+        segments,
+        request,
+        queries: packed,
+        fused,
+        exponents,
+        batch,
+        offsets,
+        first_segment,
+        first_query,
+        control,
+    })
 }

@@ -1,45 +1,33 @@
-//! Takes block results in any order and folds them in the one order that defines the sums.
+//! Takes block results in any order, folds them in the one order that defines the sums, and hands on finished segments.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::reduce::{BlockResult, SegmentState, Sums};
-use super::{Job, Scan};
+use super::reduce::{BlockResult, Part, SegmentState};
+use super::{Job, Sink};
 use crate::error::{Error, Result};
 use crate::topk::{Neighbor, TopK};
 
-/// Takes block results in any order and folds them in the one order.
+/// Takes block results in any order, folds them in the one order and hands finished segments to the sink.
 pub(super) struct Reducer<'j, 'a> {
     job: &'j Job<'a>,
-    state: Mutex<ReducerState>,
+    state: Mutex<ReducerState<'j>>,
     turn: Condvar,
     /// How far a worker may run ahead of the fold: bounds the results waiting.
     window: usize,
 }
 
-pub(super) struct ReducerState {
+struct ReducerState<'j> {
     next: usize,
     waiting: BTreeMap<usize, BlockResult>,
     current: Option<SegmentState>,
-    /// Sums of each batch of queries.
-    totals: Vec<Sums>,
-    neighbors: Vec<TopK>,
+    sink: &'j mut Sink<'j>,
     error: Option<Error>,
 }
 
 impl<'j, 'a> Reducer<'j, 'a> {
-    pub fn new(job: &'j Job<'a>) -> Self {
-        let kernels = job.request.kernels.len();
-        let totals =
-            (0..job.batches).map(|batch| Sums::empty(job.batch_range(batch).len(), kernels)).collect();
-        let state = ReducerState {
-            next: 0,
-            waiting: BTreeMap::new(),
-            current: None,
-            totals,
-            neighbors: vec![TopK::new(job.request.neighbors); job.query_count()],
-            error: None,
-        };
+    pub fn new(job: &'j Job<'a>, sink: &'j mut Sink<'j>) -> Self {
+        let state = ReducerState { next: 0, waiting: BTreeMap::new(), current: None, sink, error: None };
         Self {
             job,
             state: Mutex::new(state),
@@ -48,7 +36,7 @@ impl<'j, 'a> Reducer<'j, 'a> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, ReducerState> {
+    fn lock(&self) -> MutexGuard<'_, ReducerState<'j>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +58,12 @@ impl<'j, 'a> Reducer<'j, 'a> {
                 loop {
                     let next = state.next;
                     let Some(block) = state.waiting.remove(&next) else { break };
-                    self.fold(&mut state, next, &block);
+                    if state.error.is_some() {
+                        break;
+                    }
+                    if let Err(error) = self.fold(&mut state, next, &block) {
+                        state.error = Some(error);
+                    }
                     state.next += 1;
                 }
             }
@@ -79,7 +72,7 @@ impl<'j, 'a> Reducer<'j, 'a> {
         self.turn.notify_all();
     }
 
-    fn fold(&self, state: &mut ReducerState, index: usize, block: &BlockResult) {
+    fn fold(&self, state: &mut ReducerState<'_>, index: usize, block: &BlockResult) -> Result<()> {
         let job = self.job;
         let task = job.task(index);
         let queries = job.batch_range(task.batch);
@@ -90,17 +83,25 @@ impl<'j, 'a> Reducer<'j, 'a> {
         current.fold(block);
         if task.block + 1 < job.segments[task.segment].blocks() {
             state.current = Some(current);
-            return;
+            return Ok(());
         }
         let (sums, candidates) = current.finish();
-        state.totals[task.batch].fold(&sums);
         let mut row = vec![0.0; job.request.d];
-        for (in_batch, candidates) in candidates.iter().enumerate() {
+        let neighbors = candidates.iter().enumerate().map(|(in_batch, candidates)| {
             let query = queries.start + in_batch;
+            let mut nearest = TopK::new(job.request.neighbors);
             for &candidate in candidates {
-                state.neighbors[query].push(self.rank_exactly(candidate, task.segment, query, &mut row));
+                nearest.push(self.rank_exactly(candidate, task.segment, query, &mut row));
             }
-        }
+            nearest.drain_sorted()
+        });
+        let part = Part {
+            segment: job.first_segment + task.segment,
+            first_query: job.first_query + queries.start,
+            neighbors: neighbors.collect(),
+            sums,
+        };
+        (state.sink)(part)
     }
 
     /// A candidate with its distance from differences in double precision.
@@ -114,13 +115,8 @@ impl<'j, 'a> Reducer<'j, 'a> {
         Neighbor { sq_distance: job.request.level.sq_distance(row, vector), row: candidate.row }
     }
 
-    pub fn finish(self) -> Result<Scan> {
-        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = state.error {
-            return Err(error);
-        }
-        let rows = self.job.segments.iter().map(|segment| segment.rows() as u64).sum();
-        let neighbors = state.neighbors.iter_mut().map(TopK::drain_sorted).collect();
-        Ok(Scan { sums: Sums::concatenate(state.totals, self.job.request.kernels.len()), neighbors, rows })
+    pub fn finish(self) -> Result<()> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.error.map_or(Ok(()), Err)
     }
 }

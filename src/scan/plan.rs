@@ -3,6 +3,8 @@
 //! Blocks (4,096 rows counted from the start of their shard) are the unit of summation, segments (2¹⁸ rows) the unit
 //! of merging. Neither depends on threads, machines or batches, so neither does any sum.
 
+use std::collections::BTreeSet;
+
 use crate::rows::ShardView;
 
 /// Rows of one block: summed in one fixed order.
@@ -56,33 +58,53 @@ pub fn segments(shards: &[ShardView<'_>]) -> Vec<Segment> {
     segments
 }
 
-/// The greatest number of groups that occur in one block.
-pub fn groups_per_block(shards: &[ShardView<'_>]) -> usize {
+/// The greatest numbers of groups that occur in one block and in one segment.
+pub fn groups_together(shards: &[ShardView<'_>]) -> (usize, usize) {
     let mut seen: Vec<u32> = Vec::with_capacity(BLOCK_ROWS);
-    let mut most = 1;
-    for groups in shards.iter().filter_map(|view| view.groups) {
-        for block in groups.chunks(BLOCK_ROWS) {
+    let mut most = (1, 1);
+    for segment in shards.iter().filter_map(|view| view.groups).flat_map(|groups| groups.chunks(SEGMENT_ROWS))
+    {
+        let mut here = BTreeSet::new();
+        for block in segment.chunks(BLOCK_ROWS) {
             seen.clear();
             seen.extend_from_slice(block);
             seen.sort_unstable();
             seen.dedup();
-            most = most.max(seen.len());
+            most.0 = most.0.max(seen.len());
+            here.extend(seen.iter().copied());
         }
+        most.1 = most.1.max(here.len());
     }
     most
 }
 
 /// Queries taken through a segment together: as many as let the sums of the blocks in flight fit the memory given.
 ///
-/// A batch never changes a result, only speed: its packed panels should stay in the cache while rows stream past.
-pub fn batch_size(queries: usize, kernels: usize, groups: usize, workers: usize, memory: usize) -> usize {
+/// `groups` are the most in a block and in a segment. A batch never changes a result, only speed: its packed panels should
+/// stay in the cache while rows stream past.
+pub fn batch_size(
+    queries: usize,
+    kernels: usize,
+    groups: (usize, usize),
+    workers: usize,
+    memory: usize,
+) -> usize {
     /// Enough for the rows of a tile to be read from memory rarely.
     const LARGEST: usize = 2048;
     const STEP: usize = 32;
-    // A LogSum per kernel and group, twice: in the worker and waiting to be folded.
-    let per_query = groups * (kernels * 24 * 2 + 16) * 2 * workers;
+    // A LogSum per kernel and group, twice: in the worker and waiting to be folded; and the segment's, growing and handed on.
+    let per_query = groups.0 * (kernels * 24 * 2 + 16) * 2 * workers + groups.1 * (kernels * 24 + 16) * 3;
     let fit = memory / per_query.max(1);
     fit.clamp(STEP, LARGEST).next_multiple_of(STEP).min(queries.next_multiple_of(STEP).max(STEP))
+}
+
+/// Into how many chunks queries are cut so that one of them, packed, fits half of the memory given.
+pub fn chunks(queries: usize, d: usize, memory: usize) -> usize {
+    /// Far from the paths for few queries, which a chunk of many must not take.
+    const FEWEST: usize = 96;
+    // Packed single precision, norms and thresholds.
+    let fit = (memory / 2 / (4 * d + 32)).max(FEWEST);
+    queries.div_ceil(fit).max(1)
 }
 
 #[cfg(test)]
@@ -113,8 +135,17 @@ mod tests {
 
     #[test]
     fn batches_shrink_with_groups_and_never_vanish() {
-        assert_eq!(batch_size(5, 4, 1, 2, 1 << 30), 32);
-        assert_eq!(batch_size(1_000_000, 4, 1, 2, 1 << 30), 2048);
-        assert_eq!(batch_size(1_000_000, 4, 4096, 64, 1), 32);
+        assert_eq!(batch_size(5, 4, (1, 1), 2, 1 << 30), 32);
+        assert_eq!(batch_size(1_000_000, 4, (1, 1), 2, 1 << 30), 2048);
+        assert_eq!(batch_size(1_000_000, 4, (4096, 4096), 64, 1), 32);
+    }
+
+    #[test]
+    fn chunks_fit_the_memory_and_are_never_small() {
+        assert_eq!(chunks(1000, 384, 1 << 30), 1);
+        assert_eq!(chunks(0, 384, 1 << 30), 1);
+        assert_eq!(chunks(97, 64, 1), 2);
+        let chunk = 1_000_000_usize.div_ceil(chunks(1_000_000, 1024, 1 << 30));
+        assert!(chunk * (4 * 1024 + 32) <= 1 << 29);
     }
 }

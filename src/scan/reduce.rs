@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Scan;
+use crate::error::{Error, ErrorKind, Result};
 use crate::logsum::LogSum;
 use crate::topk::{Neighbor, TopK};
 
@@ -21,19 +23,6 @@ pub struct GroupSums {
 impl GroupSums {
     fn empty(sums: usize) -> Self {
         Self { rows: 0, weight: 0.0, sums: vec![LogSum::EMPTY; sums], excluded: BTreeMap::new() }
-    }
-
-    fn fold(&mut self, other: &Self) {
-        self.rows += other.rows;
-        self.weight += other.weight;
-        for (sum, part) in self.sums.iter_mut().zip(&other.sums) {
-            sum.fold(part);
-        }
-        for (&query, &(rows, weight)) in &other.excluded {
-            let entry = self.excluded.entry(query).or_default();
-            entry.0 += rows;
-            entry.1 += weight;
-        }
     }
 }
 
@@ -71,16 +60,38 @@ impl Sums {
         self.groups.entry(code).or_insert_with(|| GroupSums::empty(size))
     }
 
-    /// Adds the sums of the rows that follow.
+    /// Adds the sums of the rows that follow, for the same queries.
     pub fn fold(&mut self, next: &Self) {
-        for (&code, sums) in &next.groups {
-            self.group(code).fold(sums);
+        self.fold_at(0, next);
+    }
+
+    /// Adds the sums of the rows that follow for the queries from `first` on. Facts on rows alone (their number, weight and
+    /// sum) are taken from the first query's part, since every part of a segment brings them.
+    pub fn fold_at(&mut self, first: usize, next: &Self) {
+        let kernels = self.kernels;
+        for (&code, part) in &next.groups {
+            let group = self.group(code);
+            if first == 0 {
+                group.rows += part.rows;
+                group.weight += part.weight;
+            }
+            for (sum, part) in group.sums[first * kernels..].iter_mut().zip(&part.sums) {
+                sum.fold(part);
+            }
+            for (&query, &(rows, weight)) in &part.excluded {
+                let entry = group.excluded.entry(first as u32 + query).or_default();
+                entry.0 += rows;
+                entry.1 += weight;
+            }
         }
-        for (sum, part) in self.duplicates.iter_mut().zip(&next.duplicates) {
+        for (sum, part) in self.duplicates[first..].iter_mut().zip(&next.duplicates) {
             *sum += part;
         }
-        for (max, part) in self.max_projection.iter_mut().zip(&next.max_projection) {
+        for (max, part) in self.max_projection[first..].iter_mut().zip(&next.max_projection) {
             *max = max.max(*part);
+        }
+        if first > 0 {
+            return;
         }
         if self.row_sum.is_empty() {
             self.row_sum.clone_from(&next.row_sum);
@@ -90,34 +101,94 @@ impl Sums {
             }
         }
     }
+
+    /// Queries that the sums are for.
+    pub fn queries(&self) -> usize {
+        self.queries
+    }
+
+    /// Kernels with their bandwidths.
+    pub fn kernels(&self) -> usize {
+        self.kernels
+    }
 }
 
-impl Sums {
-    /// The sums of all batches of queries side by side.
-    pub fn concatenate(batches: Vec<Self>, kernels: usize) -> Self {
-        if batches.len() == 1 {
-            return batches.into_iter().next().unwrap_or_else(|| Self::empty(0, kernels));
+/// What one segment adds for a run of queries: the unit of merging. Parts may be kept, sent and folded elsewhere; folding
+/// them in order gives the bytes of one scan over everything.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Number of the segment in the store.
+    pub segment: usize,
+    /// First query, counted in the job.
+    pub first_query: usize,
+    /// Sums over the segment's rows.
+    pub sums: Sums,
+    /// Nearest rows of each query in the segment, nearest first, distances in double precision.
+    pub neighbors: Vec<Vec<Neighbor>>,
+}
+
+/// Folds parts into the result of a scan: segments in ascending order, and the queries of each from first to last. What
+/// comes in another order is refused, so nothing is counted twice or left out.
+#[derive(Debug)]
+pub struct Fold {
+    sums: Sums,
+    nearest: Vec<TopK>,
+    rows: u64,
+    segment: usize,
+    query: usize,
+}
+
+impl Fold {
+    /// Nothing yet; the first part is to be that of `segment`.
+    pub fn new(queries: usize, kernels: usize, neighbors: usize, segment: usize) -> Self {
+        let nearest = if neighbors == 0 { Vec::new() } else { vec![TopK::new(neighbors); queries] };
+        Self { sums: Sums::empty(queries, kernels), nearest, rows: 0, segment, query: 0 }
+    }
+
+    /// Adds the next part.
+    ///
+    /// # Errors
+    /// `Parameter` where it is not the next one, `Shape` where it is for other queries or kernels.
+    pub fn add(&mut self, part: &Part) -> Result<()> {
+        if (part.segment, part.first_query) != (self.segment, self.query) {
+            let message = format!(
+                "segment {} from query {} does not follow: segment {} from query {} does",
+                part.segment, part.first_query, self.segment, self.query
+            );
+            return Err(Error::new(ErrorKind::Parameter, message));
         }
-        let queries = batches.iter().map(|batch| batch.queries).sum();
-        let mut all = Self::empty(queries, kernels);
-        let mut first = 0;
-        for batch in batches {
-            for (code, part) in batch.groups {
-                let group = all.group(code);
-                (group.rows, group.weight) = (part.rows, part.weight);
-                group.sums[first * kernels..][..part.sums.len()].copy_from_slice(&part.sums);
-                group
-                    .excluded
-                    .extend(part.excluded.into_iter().map(|(query, left)| (query + first as u32, left)));
-            }
-            all.duplicates[first..][..batch.queries].copy_from_slice(&batch.duplicates);
-            all.max_projection[first..][..batch.queries].copy_from_slice(&batch.max_projection);
-            if first == 0 {
-                all.row_sum = batch.row_sum;
-            }
-            first += batch.queries;
+        let end = self.query + part.sums.queries;
+        let has_neighbors = part.neighbors.len() == part.sums.queries || self.nearest.is_empty();
+        if part.sums.queries == 0
+            || end > self.sums.queries
+            || part.sums.kernels != self.sums.kernels
+            || !has_neighbors
+        {
+            return Err(Error::new(ErrorKind::Shape, "a part is of another scan: its shapes differ"));
         }
-        all
+        self.sums.fold_at(self.query, &part.sums);
+        for (nearest, found) in self.nearest.iter_mut().skip(self.query).zip(&part.neighbors) {
+            found.iter().for_each(|&neighbor| nearest.push(neighbor));
+        }
+        if self.query == 0 {
+            self.rows += part.sums.groups.values().map(|group| group.rows).sum::<u64>();
+        }
+        (self.segment, self.query) =
+            if end == self.sums.queries { (self.segment + 1, 0) } else { (self.segment, end) };
+        Ok(())
+    }
+
+    /// The segment and query that are to come next.
+    pub fn next(&self) -> (usize, usize) {
+        (self.segment, self.query)
+    }
+
+    /// The result.
+    pub fn finish(mut self) -> Scan {
+        let queries = self.sums.queries;
+        let mut neighbors: Vec<_> = self.nearest.iter_mut().map(TopK::drain_sorted).collect();
+        neighbors.resize(queries, Vec::new());
+        Scan { sums: self.sums, neighbors, rows: self.rows }
     }
 }
 
