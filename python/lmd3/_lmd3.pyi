@@ -177,6 +177,7 @@ def scan(
     memory: int = 1073741824,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan: ...
+
 @final
 class Fold:
     """Folds parts into the result of a scan, in their order."""

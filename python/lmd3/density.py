@@ -7,8 +7,9 @@ dimensions see its `_kde` module's documentation); densities are always computed
 from __future__ import annotations
 
 import math
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +20,18 @@ from scipy.special import gammaln
 
 from lmd3 import _lmd3
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, resolve, split_rules
-from lmd3.errors import JoinError, ModelError, NotFiniteError, ParameterError, ShapeError
+from lmd3.errors import (
+    JoinError,
+    ModelError,
+    NotFiniteError,
+    ParameterError,
+    ShapeError,
+    VerificationError,
+)
+from lmd3.executors.partials import FOLDER, Partials, read_job, write_job
 from lmd3.progress import ProgressFactory, silent
-from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable
-from lmd3.store import Store, open_store
+from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable, write_json
+from lmd3.store import Store, open_store, xxh3
 
 #: Kernels by name.
 KERNELS = ("exponential", "gaussian")
@@ -35,6 +44,9 @@ RULE_ROWS, RULE_EFFECTIVE = 1_000_000, 30
 
 #: Rounding of a stored row relative to its norm (unit in the last place of the element type, halved).
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+#: Rows (or names) handled at once where all would take too much memory.
+_STEP = 1 << 16
 
 Source = str | Path | NDArray[Any] | Store
 
@@ -253,6 +265,8 @@ class KernelDensity:
         normalize: bool = False,
         exclude_self: bool = False,
         exclude_within: float = 0.0,
+        folder: str | Path | None = None,
+        notice: Callable[[str], None] | None = None,
         progress: ProgressFactory | None = None,
     ) -> DensityTable:
         """Densities, neighbours and typicality of queries as tables (see `lmd3.results`).
@@ -264,10 +278,15 @@ class KernelDensity:
             normalize: subtract the kernel's constant of ℝᵈ.
             exclude_self: leave a query's own row out: the row of the same id, whose vector must agree.
             exclude_within: leave out rows nearer than this; their number is in `excluded`.
+            folder: the folder that the result is to be saved in. Finished segments are kept in its
+                `partials/` as the scan goes, and what an earlier, killed run of the same job left there is
+                not computed again: the result is the same to the byte.
+            notice: takes lines on what is continued and what was damaged.
             progress: shows progress.
 
         Raises:
             InputError: and its kinds: whatever is wrong with the queries or options.
+            OutputError: `folder` holds partials of another configuration.
         """
         started = time.time()
         self._check_fitted()
@@ -280,18 +299,30 @@ class KernelDensity:
             )
         matrix = self._query_matrix(store)
         own = self._own_rows(store, matrix) if exclude_self else None
-        self._resolve(matrix, own, progress or silent, exclude_within)
         k = min(max(neighbors, 1), self.store_.n)
-        scan = self._scan(
-            matrix,
-            self._pairs(),
-            neighbors=k,
-            by_group=by_group,
-            own=own,
-            exclude_within=exclude_within,
-            tables=True,
-            progress=progress or silent,
-        )
+        partials = None if folder is None else Path(folder) / FOLDER
+        asked = self._asked(store, k, by_group, own, exclude_within)
+        kept = None if partials is None else read_job(partials, asked)
+        if kept is not None and not hasattr(self, "bandwidths_"):
+            self.notices_ = self._allowed_rules()[1]
+            self._keep([Bandwidth(**entry) for entry in kept])
+        self._resolve(matrix, own, progress or silent, exclude_within)
+        options: dict[str, Any] = {
+            "neighbors": k,
+            "by_group": by_group,
+            "own": own,
+            "exclude_within": exclude_within,
+            "tables": True,
+        }
+        if partials is None:
+            scan = self._scan(matrix, self._pairs(), **options, progress=progress or silent)
+        else:
+            bandwidths = [entry.to_dict() for entry in self.bandwidths_]
+            write_job(partials, asked, bandwidths)
+            write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
+            scan = self._scan_in_parts(
+                matrix, partials, asked, options, notice or self.notices_.append, progress or silent
+            )
         builder = _Tables(self, store, matrix, scan)
         table = DensityTable(
             builder.density(by_group, normalize), builder.queries(), builder.neighbors(neighbors), {}
@@ -366,7 +397,15 @@ class KernelDensity:
         _check_same_encoder(self.store_, store)
         if store.array is not None and store.array.dtype == np.float32:
             return store.array
-        return store.rows(np.arange(store.n))
+        if store.n * store.d * 4 <= self.max_memory // 4:
+            return store.rows(np.arange(store.n))
+        # Beyond a quarter of the memory allowed they lie in a file that the page cache holds.
+        with tempfile.TemporaryFile() as file:
+            spooled = np.memmap(file, np.float32, "w+", shape=(store.n, store.d))
+        for start in range(0, store.n, _STEP):
+            end = min(start + _STEP, store.n)
+            spooled[start:end] = store.rows(np.arange(start, end))
+        return np.asarray(spooled)
 
     def _rounding(self) -> float:
         """Rounding of a stored row as a distance, for rows of about unit norm."""
@@ -418,25 +457,109 @@ class KernelDensity:
         progress: ProgressFactory = silent,
         label: str = "density",
     ) -> _lmd3.Scan:
-        store = self.store_
-        source: Any = store.array if store.native is None else store.native
-        with progress(label, float(store.n) * len(queries), "pairs") as bar:
+        with progress(label, float(self.store_.n) * len(queries), "pairs") as bar:
             return _lmd3.scan(
-                source,
+                self._source(),
                 queries,
                 kernels,
-                neighbors=neighbors,
-                by_group=by_group,
-                exclude_rows=own,
-                exclude_within=exclude_within,
-                row_rounding=self._rounding(),
-                max_cosine=tables,
-                row_sum=tables,
-                weights=self._weights,
-                threads=self.threads or 0,
-                memory=max(1, self.max_memory // 2),
+                **self._options(neighbors, by_group, own, exclude_within, tables),
                 progress=lambda done, total: bar.update(float(done)),
             )
+
+    def _source(self) -> Any:
+        store = self.store_
+        return store.array if store.native is None else store.native
+
+    def _options(
+        self,
+        neighbors: int = 0,
+        by_group: bool = False,
+        own: NDArray[np.int64] | None = None,
+        exclude_within: float = 0.0,
+        tables: bool = False,
+    ) -> dict[str, Any]:
+        """The arguments of the native scan beside rows, queries and kernels."""
+        return {
+            "neighbors": neighbors,
+            "by_group": by_group,
+            "exclude_rows": own,
+            "exclude_within": exclude_within,
+            "row_rounding": self._rounding(),
+            "max_cosine": tables,
+            "row_sum": tables,
+            "weights": self._weights,
+            "threads": self.threads or 0,
+            "memory": max(1, self.max_memory // 2),
+        }
+
+    def _asked(
+        self, queries: Store, k: int, by_group: bool, own: NDArray[np.int64] | None, exclude_within: float
+    ) -> dict[str, Any]:
+        """Everything that the bytes of a job's sums depend on, but for what bandwidth rules come to."""
+        if hasattr(self, "bandwidths_"):
+            chosen: dict[str, Any] = {
+                "bandwidths": [[b.kernel, b.bandwidth, b.rule] for b in self.bandwidths_]
+            }
+        else:
+            rules = [rule.text for rule in self._rules()[0] if isinstance(rule, Rule)]
+            chosen = {"kernels": self._kernels(), "bandwidths": rules, "seed": self.seed}
+        return {
+            "store": self.store_.fingerprint,
+            "queries": queries.fingerprint,
+            **chosen,
+            "neighbors": k,
+            "by_group": by_group,
+            "exclude_self": None if own is None else xxh3(own.tobytes()),
+            "exclude_within": exclude_within,
+            "weights": None if self._weights is None else xxh3(self._weights.tobytes()),
+            "precision": "float32",
+            "simd": _lmd3.simd_level(),
+        }
+
+    def _scan_in_parts(
+        self,
+        queries: NDArray[np.float32],
+        folder: Path,
+        asked: dict[str, Any],
+        options: dict[str, Any],
+        notice: Callable[[str], None],
+        progress: ProgressFactory,
+    ) -> _lmd3.Scan:
+        """The scan whose finished segments are kept in files, less the segments that are there already."""
+        source = self._source()
+        rows = _lmd3.segments(source)
+        pairs = self._pairs()
+        configuration = {**asked, "kernels": pairs, "segments": len(rows), "query_count": len(queries)}
+        partials = Partials(folder, configuration, len(rows), len(queries), notice)
+        missing = partials.missing()
+        left = sum(sum(rows[start:end]) for start, end in missing)
+        if left < self.store_.n:
+            notice(f"continued: {self.store_.n - left:,} of {self.store_.n:,} rows were done before")
+        before = 0
+        with progress("density", float(left) * len(queries), "pairs") as bar:
+            for start, end in missing:
+
+                def report(done: int, total: int, before: int = before) -> None:
+                    bar.update(float(before + done))
+
+                with partials.writer() as writer:
+                    _lmd3.scan_parts(
+                        source,
+                        queries,
+                        pairs,
+                        start,
+                        end,
+                        writer.add,
+                        **self._options(**options),
+                        progress=report,
+                    )
+                before += sum(rows[start:end]) * len(queries)
+        fold = _lmd3.Fold(len(queries), len(pairs), options["neighbors"], _lmd3.simd_level())
+        for part in partials.parts():
+            fold.add(part)
+        if fold.next != (len(rows), 0):
+            raise VerificationError("partial files went missing during the work", file=str(folder))
+        return fold.finish()
 
     def _resolve(
         self,
@@ -448,10 +571,8 @@ class KernelDensity:
         """Resolves rules where that has not happened yet."""
         if hasattr(self, "bandwidths_"):
             return
-        parsed, defaults = self._rules()
         kernels = self._kernels()
-        texts = [rule.text for rule in parsed if isinstance(rule, Rule)]
-        rules, self.notices_ = split_rules(texts, kernels, self.store_.n, defaults=defaults)
+        rules, self.notices_ = self._allowed_rules()
         generator = np.random.default_rng(self.seed)
         chosen = np.arange(len(queries))
         if len(queries) > RULE_QUERIES:
@@ -480,6 +601,12 @@ class KernelDensity:
                 rules, kernel, evaluate, scale=scale, sampled_rows=estimator.store_.n, row_share=share
             )
         self._keep(resolved)
+
+    def _allowed_rules(self) -> tuple[list[Rule], list[str]]:
+        """The rules that the corpus allows, and notices on those that were dropped."""
+        parsed, defaults = self._rules()
+        texts = [rule.text for rule in parsed if isinstance(rule, Rule)]
+        return split_rules(texts, self._kernels(), self.store_.n, defaults=defaults)
 
     def _rule_rows(
         self, rules: Sequence[Rule], generator: np.random.Generator, all_rows: bool
@@ -569,7 +696,7 @@ class _Tables:
         self.scan = scan
         self.ids = queries.ids()
         self.matrix = matrix
-        self.norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
+        self.norms = _by_steps(lambda rows: np.linalg.norm(rows, axis=1), matrix)
         self.rows = scan.neighbor_rows
         self.distances = scan.neighbor_distances
 
@@ -609,7 +736,9 @@ class _Tables:
         mean = self.scan.row_sum
         mean_norm = float(np.linalg.norm(mean))
         with np.errstate(divide="ignore", invalid="ignore"):
-            typicality = (self.matrix.astype(np.float64) @ mean) / (self.norms * mean_norm)
+            # einsum: the same bytes for any number of threads, unlike a matrix product.
+            dots = _by_steps(lambda rows: np.einsum("ij,j->i", rows, mean), self.matrix)
+            typicality = dots / (self.norms * mean_norm)
             max_cosine = np.minimum(self.scan.max_projection.astype(np.float64) / self.norms, 1.0)
         nearest = self.rows[:, 0]
         columns = {
@@ -657,11 +786,15 @@ class _Tables:
 
     def _names(self, rows: NDArray[np.int64]) -> pa.Array:
         """Ids of rows, null where the row is −1."""
-        present = np.flatnonzero(rows >= 0)
-        names: list[str | None] = [None] * len(rows)
-        for at, name in zip(present, self.corpus.ids(rows[present]), strict=True):
-            names[at] = name
-        return pa.array(names, pa.string())
+        chunks = []
+        for start in range(0, max(1, len(rows)), _STEP):  # lists of strings are large
+            part = rows[start : start + _STEP]
+            present = np.flatnonzero(part >= 0)
+            names: list[str | None] = [None] * len(part)
+            for at, name in zip(present, self.corpus.ids(part[present]), strict=True):
+                names[at] = name
+            chunks.append(pa.array(names, pa.string()))
+        return pa.concat_arrays(chunks)
 
     def _groups(self, rows: NDArray[np.int64]) -> pa.Array:
         codes = self.corpus.group_codes()
@@ -685,6 +818,17 @@ def local_dimension(distances: NDArray[np.float64]) -> NDArray[np.float64]:
         counts = np.isfinite(ratios).sum(axis=1)
         means = np.nansum(ratios, axis=1) / counts
         return np.where((counts > 0) & (means < 0), -1.0 / means, np.nan)
+
+
+def _by_steps(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], rows: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """A value per row, computed in double precision a few rows at a time."""
+    steps = [
+        function(rows[start : start + _STEP // 8].astype(np.float64))
+        for start in range(0, len(rows), _STEP // 8)
+    ]
+    return np.concatenate(steps) if steps else np.empty(0)
 
 
 def _constant(value: str | float, n: int) -> pa.Array:

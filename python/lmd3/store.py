@@ -776,6 +776,11 @@ def _entry(name: str, size: int, digest: str) -> dict[str, Any]:
     return {"name": name, "bytes": size, "xxh3": digest}
 
 
+def xxh3(data: bytes) -> str:
+    """The xxh3-64 of bytes, 16 hexadecimal digits."""
+    return _lmd3.xxh3(data)
+
+
 def _listed(path: Path) -> dict[str, Any]:
     digest, size = _lmd3.checksum(path)
     return _entry(path.name, size, digest)

@@ -83,7 +83,8 @@ impl PyEstimate {
 struct PyScan {
     scan: Scan,
     total: Py<PyEstimate>,
-    groups: BTreeMap<u32, Py<PyEstimate>>,
+    queries: usize,
+    kernels: usize,
     neighbors: usize,
     level: &'static str,
 }
@@ -98,8 +99,10 @@ impl PyScan {
 
     /// Estimate under each group of rows, by code; group 0 alone where groups were not asked for.
     #[getter]
-    fn groups(&self, py: Python<'_>) -> BTreeMap<u32, Py<PyEstimate>> {
-        self.groups.iter().map(|(&code, estimate)| (code, estimate.clone_ref(py))).collect()
+    fn groups(&self) -> BTreeMap<u32, PyEstimate> {
+        let wrap = |estimate| PyEstimate { estimate, queries: self.queries };
+        let estimates = exact::by_group(&self.scan.sums, self.queries, self.kernels);
+        estimates.into_iter().map(|(code, estimate)| (code, wrap(estimate))).collect()
     }
 
     /// Global rows of the nearest neighbours, int64 (Q, k), −1 where there are fewer than k.
@@ -154,13 +157,9 @@ impl PyScan {
         neighbors: usize,
         level: Level,
     ) -> PyResult<Self> {
-        let wrap = |estimate| Py::new(py, PyEstimate { estimate, queries });
-        let total = wrap(exact::total(&scan.sums, queries, kernels))?;
-        let groups = exact::by_group(&scan.sums, queries, kernels)
-            .into_iter()
-            .map(|(code, estimate)| Ok((code, wrap(estimate)?)))
-            .collect::<PyResult<_>>()?;
-        Ok(Self { scan, total, groups, neighbors, level: level.name() })
+        let estimate = exact::total(&scan.sums, queries, kernels);
+        let total = Py::new(py, PyEstimate { estimate, queries })?;
+        Ok(Self { scan, total, queries, kernels, neighbors, level: level.name() })
     }
 
     fn neighbor_values<'py, T: numpy::Element + Copy>(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -54,6 +55,7 @@ def density(
     nearest row, duplicates), neighbors.parquet, bandwidth.json and run.json. A bandwidth rule is resolved
     once, on
     these queries; to compare two corpora give the second one --bandwidth @first/bandwidth.json.
+    Finished segments of the corpus are kept in partials/ on the way: the same command continues after a kill.
 
     \b
     Examples:
@@ -62,15 +64,20 @@ def density(
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
     """
     from lmd3.cli._density import estimator, open_sides
+    from lmd3.executors.partials import FOLDER, is_unfinished
     from lmd3.results import DENSITY_FILES
 
-    _common.prepare_output(out, force, results=DENSITY_FILES)
+    _common.prepare_output(out, force or is_unfinished(out), results=DENSITY_FILES)
     for name, value, known in (("precision", precision, PRECISIONS), ("method", method, METHODS)):
         if value not in known:
             raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
     kde = estimator(kernel, bandwidth, threads, seed)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
+    if force:
+        # Anew; and what is killed from here on must not look complete.
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        (out / "run.json").unlink(missing_ok=True)
     table = kde.fit(store).density(
         asked,
         neighbors=neighbors,
@@ -78,6 +85,8 @@ def density(
         normalize=normalize,
         exclude_self=exclude_self,
         exclude_within=exclude_within,
+        folder=out,
+        notice=_common.notice,
         progress=_common.progress,
     )
     for notice in table.run["notices"]:

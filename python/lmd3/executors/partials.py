@@ -1,0 +1,454 @@
+"""Partial files, version 1: what finished segments add to a result, kept so that nothing is computed twice.
+
+A folder of partials belongs to one job. Each file holds the parts of a run of whole segments (see
+`_lmd3.scan_parts`), in order; folding all of a job's parts in order gives the bytes of an uninterrupted scan.
+
+A file is `MAGIC`, the version (uint32), and sections. A section is its kind (1 byte), the length of its
+content, its stored length (uint64 each), the xxh3-64 of these and of what is stored (uint64; of the first
+section with the magic and version before it), and the content, compressed with zstd. All numbers are
+little-endian. The kinds:
+
+* `H`, the first: JSON, the configuration of the job.
+* `P`, one part: the length of a JSON list of (name, element type, length), the list, and the arrays one after
+  the other, the bytes of each by their significance (first all lowest bytes, ...).
+* `E`, the last: JSON, the segments covered [start, end), the number of parts, the xxh3-64 of their checksums.
+
+Files appear complete: they are written under a temporary name, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lmd3.errors import FormatError, OutputError, VerificationError
+from lmd3.store import xxh3
+
+#: The folder of a result's partials.
+FOLDER = "partials"
+
+MAGIC = b"lmd3part"
+VERSION = 1
+
+#: A file is closed after the segment in which it has been open for so long: what a kill can cost.
+SECONDS = 15.0
+
+_START = struct.Struct("<8sI")
+_SECTION = struct.Struct("<cQQ")
+_CHECKSUM = struct.Struct("<Q")
+_NAME = re.compile(r"(\d+)-(\d+)\.part")
+
+Part = dict[str, NDArray[Any]]
+
+
+def canonical(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it comes back from JSON."""
+    return dict(json.loads(json.dumps(dict(configuration), sort_keys=True)))
+
+
+def fingerprint(configuration: Mapping[str, Any]) -> str:
+    """The xxh3-64 of a configuration, 16 hexadecimal digits."""
+    return xxh3(json.dumps(dict(configuration), sort_keys=True).encode())
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two configurations, in words: `neighbors: 10 then, 20 now`."""
+
+    def show(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 120 else text[:117] + "..."
+
+    keys = [*now, *(key for key in then if key not in now)]
+    return [
+        f"{key}: {show(then.get(key))} then, {show(now.get(key))} now"
+        for key in keys
+        if then.get(key) != now.get(key)
+    ]
+
+
+def refuse_difference(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
+    """Refuses to continue a job with another configuration.
+
+    Raises:
+        OutputError: they differ; the message names in what.
+    """
+    found = differences(then, canonical(now))
+    if found:
+        raise OutputError(
+            f"holds an unfinished result of another configuration ({'; '.join(found)})",
+            file=str(file),
+            remedy="give the same options to continue it, another -o, or --force to start anew",
+        )
+
+
+# --- one file ---
+
+
+def _shuffled(array: NDArray[Any]) -> bytes:
+    """An array's bytes by significance: equal exponents and small numbers lie together and compress."""
+    raw = np.ascontiguousarray(array).view(np.uint8)
+    return raw.reshape(-1, array.itemsize).T.tobytes()
+
+
+def _pack(part: Part) -> bytes:
+    arrays = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in part.items()}
+    index = json.dumps([[name, array.dtype.str, len(array)] for name, array in arrays.items()]).encode()
+    return b"".join([struct.pack("<I", len(index)), index, *map(_shuffled, arrays.values())])
+
+
+def _unpack(content: bytes) -> Part:
+    (length,) = struct.unpack_from("<I", content)
+    at = 4 + length
+    part: Part = {}
+    for name, kind, count in json.loads(content[4:at]):
+        dtype = np.dtype(kind)
+        size = count * dtype.itemsize
+        raw = np.frombuffer(content, np.uint8, size, at).reshape(dtype.itemsize, count)
+        part[name] = np.ascontiguousarray(raw.T).reshape(-1).view(dtype).astype(dtype.newbyteorder("="))
+        at += size
+    return part
+
+
+def _write_section(file: BinaryIO, kind: bytes, content: bytes, before: bytes = b"") -> int:
+    """Writes a section and returns its checksum, which covers the bytes given as `before` too."""
+    stored = pa.compress(content, codec="zstd", asbytes=True)
+    head = _SECTION.pack(kind, len(content), len(stored))
+    checksum = int(xxh3(before + head + stored), 16)
+    file.write(before + head + _CHECKSUM.pack(checksum) + stored)
+    return checksum
+
+
+def _sections(path: Path) -> Iterator[tuple[bytes, bytes, int]]:
+    """(kind, content, checksum) of each section.
+
+    Raises:
+        FormatError: another version.
+        VerificationError: the file ends too early or its bytes are not those that were written.
+    """
+    with path.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        before = file.read(_START.size)
+        if len(before) < _START.size or before[:8] != MAGIC:
+            raise _damaged(path, "it does not start as one")
+        version = _START.unpack(before)[1]
+        while head := file.read(_SECTION.size + _CHECKSUM.size):
+            if len(head) < _SECTION.size + _CHECKSUM.size:
+                raise _damaged(path, "it ends within a section")
+            kind, content_length, size = _SECTION.unpack_from(head)
+            (checksum,) = _CHECKSUM.unpack_from(head, _SECTION.size)
+            stored = file.read(size) if size <= length else b""
+            if len(stored) < size:
+                raise _damaged(path, "it ends within a section")
+            if int(xxh3(before + head[: _SECTION.size] + stored), 16) != checksum:
+                raise _damaged(path, "a checksum does not hold")
+            if version != VERSION:
+                raise FormatError(f"a partial file of version {version}, not {VERSION}", file=str(path))
+            before = b""
+            yield kind, pa.decompress(stored, content_length, codec="zstd", asbytes=True), checksum
+
+
+def _damaged(path: Path, reason: str) -> VerificationError:
+    return VerificationError(
+        f"a damaged partial file: {reason}",
+        file=str(path),
+        remedy="delete it: its segments are scanned again",
+    )
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The configuration that a partial file is of.
+
+    Raises:
+        FormatError: another version.
+        VerificationError: damaged.
+    """
+    for kind, content, _ in _sections(path):
+        if kind == b"H":
+            return dict(json.loads(content))
+        break
+    raise _damaged(path, "it has no header")
+
+
+def read_parts(path: Path) -> Iterator[Part]:
+    """The parts of a partial file in order, each proven by its checksum; the whole file at the end.
+
+    Raises:
+        FormatError: another version.
+        VerificationError: damaged.
+    """
+    checksums: list[int] = []
+    for kind, content, checksum in _sections(path):
+        if kind == b"P":
+            checksums.append(checksum)
+            yield _unpack(content)
+        elif kind == b"E":
+            end = json.loads(content)
+            if end["parts"] != len(checksums) or end["checksums"] != _chain(checksums):
+                raise _damaged(path, "parts are missing")
+            return
+    raise _damaged(path, "its end is missing")
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Reads a whole file and returns its configuration.
+
+    Raises:
+        FormatError: another version.
+        VerificationError: damaged.
+    """
+    configuration = read_configuration(path)
+    for _ in read_parts(path):
+        pass
+    return configuration
+
+
+def _chain(checksums: Sequence[int]) -> str:
+    return xxh3(np.array(checksums, "<u8").tobytes())
+
+
+class Writer:
+    """Takes the parts of a scan in order and writes them to files of whole segments.
+
+    Closing keeps all whole segments, also where an error ends the work; an unfinished segment is dropped.
+
+    Args:
+        folder: of the partials.
+        configuration: of the job.
+        queries: of the job: a segment is whole when its parts cover them.
+        seconds: a file is closed after the segment in which it has been open for so long [`SECONDS`].
+    """
+
+    def __init__(
+        self, folder: Path, configuration: Mapping[str, Any], queries: int, seconds: float | None = None
+    ) -> None:
+        self._folder = folder
+        self._configuration = json.dumps(dict(configuration), sort_keys=True).encode()
+        self._queries = queries
+        self._seconds = SECONDS if seconds is None else seconds
+        self._file: BinaryIO | None = None
+        self._path = folder / f".{socket.gethostname()}-{os.getpid()}.tmp"
+
+    def add(self, part: Part) -> None:
+        """Writes a part."""
+        segment, first, queries = (int(value) for value in part["place"][:3])
+        if self._file is None:
+            self._file = self._path.open("wb")
+            _write_section(self._file, b"H", self._configuration, _START.pack(MAGIC, VERSION))
+            self._since, self._start, self._end = time.monotonic(), segment, segment
+            self._checksums: list[int] = []
+        self._checksums.append(_write_section(self._file, b"P", _pack(part)))
+        if first + queries == self._queries:
+            self._end = segment + 1
+            self._whole = (self._file.tell(), len(self._checksums))
+            if time.monotonic() - self._since >= self._seconds:
+                self._seal()
+
+    def _seal(self) -> None:
+        """Ends the current file after its last whole segment and gives it its name."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        with file:
+            if self._end == self._start:
+                self._path.unlink()
+                return
+            position, count = self._whole
+            file.seek(position)
+            file.truncate()
+            end = {
+                "segments": [self._start, self._end],
+                "parts": count,
+                "checksums": _chain(self._checksums[:count]),
+            }
+            _write_section(file, b"E", json.dumps(end).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._path.replace(self._folder / f"{self._start:06d}-{self._end:06d}.part")
+        sync_folder(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._seal()
+        except OSError:
+            if error is None:
+                raise  # else the first error counts
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # a system that does not open folders
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- the files of a job ---
+
+#: What was asked for and the bandwidths found, beside the files: a continued job takes the same numbers.
+JOB = "job.json"
+
+
+def is_unfinished(result: Path) -> bool:
+    """Whether a result folder holds a job that was started and not ended."""
+    return (result / FOLDER / JOB).is_file() and not (result / "run.json").exists()
+
+
+def read_job(folder: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The bandwidths of the job that a folder of partials is of; None where no job was started.
+
+    Raises:
+        OutputError: the job is another one; the message names in what.
+        FormatError: its file can't be read.
+    """
+    path = folder / JOB
+    if not path.exists():
+        return None
+    try:
+        job = json.loads(path.read_text(encoding="utf-8"))
+        then, bandwidths = dict(job["asked"]), [dict(entry) for entry in job["bandwidths"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FormatError(
+            "not the record of a job", file=str(path), remedy="start anew with --force"
+        ) from None
+    refuse_difference(then, asked, folder)
+    return bandwidths
+
+
+def write_job(folder: Path, asked: Mapping[str, Any], bandwidths: Sequence[Mapping[str, Any]]) -> None:
+    """Notes a job in its folder of partials, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{socket.gethostname()}-{os.getpid()}.tmp"
+    value = {
+        "format": VERSION,
+        "asked": canonical(asked),
+        "bandwidths": [dict(entry) for entry in bandwidths],
+    }
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / JOB)
+    sync_folder(folder)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    start: int
+    end: int
+
+
+class Partials:
+    """The partial files of one job: what is there, what is missing, and all parts in order.
+
+    Args:
+        folder: is made.
+        configuration: of the job: everything that the bytes of its sums depend on.
+        segments: of the store.
+        queries: of the job.
+        notice: takes a line on each damaged file.
+
+    Raises:
+        OutputError: the folder holds partials of another configuration.
+        FormatError: a file of another version.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        configuration: Mapping[str, Any],
+        segments: int,
+        queries: int,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.folder = folder
+        self.configuration = canonical(configuration)
+        self.segments = segments
+        self.queries = queries
+        folder.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+        for file in self._files():
+            try:
+                refuse_difference(verify(file.path), self.configuration, folder)
+            except VerificationError as error:
+                notice(
+                    f"{file.path}: {error.message}; segments {file.start} to {file.end - 1} are scanned again"
+                )
+                file.path.unlink()
+
+    def _files(self) -> list[_File]:
+        """In order of their first segments, longer ones first."""
+        names = [(path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir()]
+        found = [_File(path, int(name[1]), int(name[2])) for path, name in names if name]
+        return sorted(found, key=lambda file: (file.start, -file.end))
+
+    def _remove_abandoned(self) -> None:
+        """Removes what processes of this machine that have ended left half written."""
+        host = re.escape(socket.gethostname())
+        for path in self.folder.glob(".*.tmp"):
+            if name := re.fullmatch(rf"\.{host}-(\d+)\.tmp", path.name):
+                try:
+                    os.kill(int(name[1]), 0)
+                except ProcessLookupError:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    pass
+
+    def _owners(self) -> list[tuple[_File, int, int]]:
+        """Each file with the segments taken from it; none is taken twice."""
+        owners = []
+        done = 0
+        for file in self._files():
+            if file.end > done:
+                owners.append((file, max(done, file.start), file.end))
+                done = file.end
+        return owners
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Ranges of segments [start, end) that no file covers."""
+        gaps = []
+        done = 0
+        for _, start, end in self._owners():
+            if start > done:
+                gaps.append((done, start))
+            done = end
+        if done < self.segments:
+            gaps.append((done, self.segments))
+        return gaps
+
+    def writer(self) -> Writer:
+        """Writes the parts of a run of segments that is missing."""
+        return Writer(self.folder, self.configuration, self.queries)
+
+    def parts(self) -> Iterator[Part]:
+        """All parts in order: segments ascending, and of each the queries ascending.
+
+        Raises:
+            VerificationError: a file was damaged since it was verified.
+        """
+        for file, start, end in self._owners():
+            for part in read_parts(file.path):
+                if start <= int(part["place"][0]) < end:
+                    yield part
