@@ -58,17 +58,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-OPTIONS = (
-    "--bandwidth",
-    "ess=50",
-    "--bandwidth",
-    "0.4",
-    "--by-group",
-    "--neighbors",
-    "3",
-    "--json",
-    "--quiet",
-)
+BANDWIDTHS = ("0.3", "0.4")
+OPTIONS = ("--bandwidth", "0.3", "--bandwidth", "0.4", "--by-group", "--neighbors", "3", "--quiet")
 
 
 def command(corpus: Path, out: Path, *more: str) -> list[str]:
@@ -160,7 +151,7 @@ def test_a_damaged_file_is_named_and_its_segments_are_scanned_again(
     [
         (["--neighbors", "4"], "neighbors: 3 then, 4 now"),
         (["--bandwidth", "0.5"], "bandwidths:"),
-        (["--kernel", "gaussian"], "kernels:"),
+        (["--kernel", "gaussian"], "gaussian"),
         (["--exclude-within", "0.1"], "exclude_within: 0.0 then, 0.1 now"),
     ],
 )
