@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import lmd3.errors as errors
     import lmd3.performance as performance
     import lmd3.system as system
+    from lmd3.conversion import convert
     from lmd3.covariates import compute_covariates
     from lmd3.density import KernelDensity
     from lmd3.encoders.run import encode, encode_queries
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "analysis",
     "compute_covariates",
+    "convert",
     "encode",
     "encode_queries",
     "errors",
@@ -50,6 +52,7 @@ _HOMES = {
     "Store": "lmd3.store",
     "StoreWriter": "lmd3.store",
     "compute_covariates": "lmd3.covariates",
+    "convert": "lmd3.conversion",
     "encode": "lmd3.encoders.run",
     "encode_queries": "lmd3.encoders.run",
     "open_store": "lmd3.store",

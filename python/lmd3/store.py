@@ -2,7 +2,7 @@
 verified.
 
 A store is a folder (`manifest.json`, `embeddings-00000.npy`, `documents-00000.parquet`, …), a bare `.npy`
-file, or an array in memory; `open_store` makes one `Store` of each.
+or `.safetensors` file, or an array in memory; `open_store` makes one `Store` of each.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ VERSION = 1
 MANIFEST = "manifest.json"
 
 #: Element types that stores are written in.
-DTYPES = ("float16", "float32", "int8")
+DTYPES = ("float16", "float32", "bfloat16", "int8")
+
+#: Rounding to an element type relative to the norm: half a unit in the last place. (That of int8 depends on
+#: the rows.)
+ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 #: Columns of `documents-*.parquet`.
 DOCUMENTS = pa.schema(
@@ -61,6 +65,12 @@ DOCUMENTS = pa.schema(
     ]
 )
 
+#: The column that sorting adds: the row's number in the store that was sorted.
+SOURCE_ROW = pa.field("source_row", pa.int64())
+
+#: Columns that may be asked for.
+_COLUMNS = (*DOCUMENTS.names, SOURCE_ROW.name)
+
 #: Rows of one row group of the documents: what a look-up of one row reads.
 _ROW_GROUP = 4096
 
@@ -68,7 +78,7 @@ _ROW_GROUP = 4096
 _CHECKED_BYTES = 8 << 30
 
 #: Allowed distance of a norm from 1 where a store says that it is normalised.
-_NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "int8": 5e-2}
+_NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2}
 
 _TO_FLOAT32 = "array.astype('float32')"
 
@@ -108,6 +118,7 @@ class Store:
         self._table = table
         self._fingerprint: str | None = None
         self._normalised: bool | None = self.manifest.get("normalised")
+        self._rounding: float | None = self.manifest.get("rounding")
 
     @classmethod
     def in_memory(
@@ -141,7 +152,7 @@ class Store:
 
     @property
     def dtype(self) -> str:
-        """Element type: "float32", "float16" or "int8"."""
+        """Element type: "float32", "float16", "bfloat16" or "int8"."""
         return self.native.dtype if self.native is not None else str(self._array.dtype)
 
     @property
@@ -165,6 +176,27 @@ class Store:
             norms = np.linalg.norm(self.rows(rows).astype(np.float64), axis=1)
             self._normalised = bool(np.all(np.abs(norms - 1) <= _NORM_TOLERANCE[self.dtype]))
         return self._normalised
+
+    @property
+    def rounding(self) -> float:
+        """How far a stored row x̂ may lie from the row x that was given: ‖x̂ − x‖ ≤ rounding · ‖x‖.
+
+        The manifest's figure, measured when the rows were written; half a unit in the last place where it has
+        none. For int8 rows without it: the typical √(d/12) · scale (scale = max abs x̂ / 127) relative to the
+        norm, the largest of at most 4,096 rows spread evenly. (Twice that is above √d · scale / 2, which no
+        row exceeds.)
+        """
+        if self._rounding is None:
+            if self.dtype in ROUNDING:
+                self._rounding = ROUNDING[self.dtype]
+            else:
+                chosen = np.unique(np.linspace(0, self.n - 1, min(self.n, 4096)).astype(np.int64))
+                rows = self.rows(chosen).astype(np.float64)
+                norms = np.linalg.norm(rows, axis=1)
+                scales = np.abs(rows).max(axis=1) / 127
+                relative = np.divide(scales, norms, out=np.zeros_like(norms), where=norms > 0)
+                self._rounding = float(np.sqrt(self.d / 12) * relative.max())
+        return self._rounding
 
     @property
     def fingerprint(self) -> str:
@@ -208,6 +240,30 @@ class Store:
         if codes is None and len(self.groups) == 1:
             return np.zeros(self.n, np.uint32)
         return codes
+
+    def group_runs(self) -> int:
+        """Runs of rows of one group, from end to end of the store: 1 where no groups were recorded."""
+        if self._table is not None:
+            codes = self.group_codes()
+            parts = [] if codes is None else [codes]
+        else:
+            parts = list(self._column("groups"))
+        runs, last = 1, None
+        for part in parts:
+            runs += int(np.count_nonzero(part[1:] != part[:-1])) + int(last is not None and last != part[0])
+            last = part[-1]
+        return runs
+
+    def weights(self) -> NDArray[np.float32] | None:
+        """The weight of every row, (n,) float32; None where all are 1."""
+        parts = list(self._column("weights"))
+        return np.concatenate(parts) if parts else None
+
+    def _column(self, name: str) -> Iterator[NDArray[Any]]:
+        """A column of numbers beside the embeddings, shard by shard, mapped; none of a shard without it."""
+        for shard in self.manifest.get("shards", []):
+            if entry := shard.get(name):
+                yield np.load(Path(str(self.path)) / entry["name"], mmap_mode="r", allow_pickle=False)
 
     def rows(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """The vectors of the given row numbers (m,), in their order: (m, d) float32.
@@ -258,17 +314,18 @@ class Store:
 
         Args:
             rows: (m,) row numbers.
-            columns: of "id", "group", "text", "tokens", "truncated".
+            columns: of "id", "group", "text", "tokens", "truncated", "source_row" (see
+                `lmd3.convert`).
 
         Raises:
             ColumnError: a column that stores do not have.
             ParameterError: a row number outside the store.
         """
         for name in columns:
-            if name not in DOCUMENTS.names:
-                raise ColumnError(f"stores have no column {name!r}; they have {', '.join(DOCUMENTS.names)}")
+            if name not in _COLUMNS:
+                raise ColumnError(f"stores have no column {name!r}; they have {', '.join(_COLUMNS)}")
         numbers = self._row_numbers(rows)
-        schema = pa.schema([DOCUMENTS.field(name) for name in columns])
+        schema = pa.schema([_field(name) for name in columns])
         if self._table is not None:
             return _with_columns(self._table.take(pa.array(numbers)), schema)
         files = self._document_files()
@@ -313,6 +370,10 @@ class Store:
             with _parquet(path) as file:
                 for part in file.iter_batches(batch_size=batch, columns=columns):
                     yield pa.Table.from_batches([part])
+
+
+def _field(name: str) -> pa.Field:
+    return SOURCE_ROW if name == SOURCE_ROW.name else DOCUMENTS.field(name)
 
 
 def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -387,7 +448,8 @@ def _checked_array(array: NDArray[Any], name: str = "the array") -> NDArray[Any]
 
 
 def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
-    """Opens vectors: a store's folder, a bare `.npy` file, an array, or a store, which is returned as it is.
+    """Opens vectors: a store's folder, a bare `.npy` or `.safetensors` file, an array, or a store, which is
+    returned as it is.
 
     Nothing is copied or cast. Headers, sizes and facts of the manifest are checked; bare files up to 8 GB
     and arrays are also checked for NaN and infinity (stores are proven finite when written).
@@ -412,6 +474,9 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
                 raise FormatError(
                     f"damaged manifest: {name!r} is not what it should be", file=str(path / MANIFEST)
                 )
+        rounding = manifest.get("rounding", 0.0)
+        if not (isinstance(rounding, int | float) and 0 <= rounding <= 1):
+            raise FormatError("damaged manifest: 'rounding' is no share of a norm", file=str(path / MANIFEST))
         return Store(path=path, native=native, manifest=manifest)
     if path.stat().st_size <= _CHECKED_BYTES:
         native.check_finite(_threads())
@@ -426,12 +491,14 @@ class StoreWriter:
 
     Args:
         path: the folder to make.
-        dtype: element type on disk: "float16", "float32" or "int8" (one scale per row).
+        dtype: element type on disk: "float16", "float32", "bfloat16" or "int8" (one scale per row).
         encoder: the encoder of the vectors (its description and fitted state are kept), or a description.
         normalised: whether every vector has norm 1; checked on what is appended.
         shard_rows: rows of one shard.
         force: replace a store that is there already.
         source: facts on the input for the manifest, such as its fingerprint and the number of empty texts.
+        rounding: how far the given rows may be from those that they stand for, relative to their norms
+            (`Store.rounding` of the store that they come from).
 
     Raises:
         OutputError: the path exists, or its folder can't be written.
@@ -447,6 +514,7 @@ class StoreWriter:
         shard_rows: int = 1 << 20,
         force: bool = False,
         source: Mapping[str, Any] | None = None,
+        rounding: float = 0.0,
     ) -> None:
         if dtype not in DTYPES:
             raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
@@ -475,6 +543,10 @@ class StoreWriter:
         self._shard: _lmd3.ShardWriter | None = None
         self._documents: _DocumentsWriter | None = None
         self._codes: list[NDArray[np.uint32]] = []
+        self._weights: list[NDArray[np.float32]] = []
+        self._files: list[dict[str, Any]] = []
+        self._brought = rounding
+        self._rounding = max(rounding, ROUNDING.get(dtype, 0.0))
         self._shards: list[dict[str, Any]] = []
         self._groups: dict[str, int] = {}
         self._group_rows: Counter[str] = Counter()
@@ -508,6 +580,9 @@ class StoreWriter:
         texts: Sequence[str] | None = None,
         tokens: NDArray[Any] | None = None,
         truncated: NDArray[Any] | None = None,
+        *,
+        weights: NDArray[Any] | None = None,
+        source_rows: NDArray[Any] | None = None,
     ) -> None:
         """Appends m rows. What is given for one batch must be given for all.
 
@@ -515,6 +590,8 @@ class StoreWriter:
             vectors: (m, d) float32 or float16.
             ids: m ids, unique in the store (proved by `close`); None: the row's number.
             groups, texts, tokens, truncated: one per row, or None.
+            weights: finite numbers ≥ 0, one per row; None: all are 1.
+            source_rows: the rows' numbers in the store that they come from, kept in the documents.
 
         Raises:
             DtypeError, ShapeError, NotFiniteError: vectors that can't be stored; the row is counted in the
@@ -526,6 +603,9 @@ class StoreWriter:
             return
         vectors = self._check(vectors)
         given = {"ids": ids, "groups": groups, "texts": texts, "tokens": tokens, "truncated": truncated}
+        given |= {"weights": weights, "source_rows": source_rows}
+        if weights is not None and not (np.isfinite(weights).all() and (np.asarray(weights) >= 0).all()):
+            raise ParameterError("weights must be finite and not negative", file=str(self.path))
         for name, column in given.items():
             if column is not None and len(column) != len(vectors):
                 raise ShapeError(f"{len(column)} {name} for {len(vectors)} vectors")
@@ -554,7 +634,7 @@ class StoreWriter:
             )
         if self._normalised:
             off = np.abs(np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)) - 1)
-            if off.max() > _NORM_TOLERANCE["float16"]:
+            if off.max() > _NORM_TOLERANCE["float16"] + 2 * self._brought:
                 row = int(off.argmax())
                 raise ParameterError(
                     f"a vector of norm {1 + off[row]:.4g} or its inverse in a store of normalised vectors",
@@ -576,7 +656,8 @@ class StoreWriter:
         with self._failures():
             if self._shard is None or self._documents is None:
                 self._shard = _lmd3.ShardWriter(self._folder, number, int(vectors.shape[1]), self._dtype)
-                self._documents = _DocumentsWriter(self._folder / f"documents-{number:05}.parquet")
+                schema = DOCUMENTS if columns["source_rows"] is None else DOCUMENTS.append(SOURCE_ROW)
+                self._documents = _DocumentsWriter(self._folder / f"documents-{number:05}.parquet", schema)
             try:
                 self._shard.append(vectors)
             except NotFiniteError as error:
@@ -585,13 +666,15 @@ class StoreWriter:
                     error.message, file=str(self.path), row=row, remedy=error.remedy
                 ) from None
             ids = columns["ids"] or [str(row) for row in range(self._n, self._n + len(vectors))]
-            self._documents.write(_documents(ids, columns))
+            self._documents.write(_documents(ids, columns, self._documents.schema))
             if columns["groups"] is not None:
                 for name in columns["groups"]:
                     self._groups.setdefault(name, len(self._groups))
                 self._group_rows.update(columns["groups"])
                 codes = [self._groups[name] for name in columns["groups"]]
                 self._codes.append(np.asarray(codes, dtype=np.uint32))
+            if columns["weights"] is not None:
+                self._weights.append(np.asarray(columns["weights"], dtype=np.float32))
             if columns["tokens"] is not None:
                 self._counts["tokens"] += int(np.sum(columns["tokens"], dtype=np.int64))
             if columns["truncated"] is not None:
@@ -603,21 +686,35 @@ class StoreWriter:
     def _finish_shard(self) -> None:
         if self._shard is None or self._documents is None:
             return
+        self._rounding = max(self._rounding, self._shard.rounding)
         rows, embeddings, scales = self._shard.finish()
         shard: dict[str, Any] = {"rows": rows, "embeddings": _entry(*embeddings)}
         if scales is not None:
             shard["scales"] = _entry(*scales)
-        if self._codes:
-            path = self._folder / f"groups-{len(self._shards):05}.npy"
-            with path.open("wb") as file:
-                np.save(file, np.concatenate(self._codes), allow_pickle=False)
-                os.fsync(file.fileno())
-            shard["groups"] = _listed(path)
+        for name, parts in (("groups", self._codes), ("weights", self._weights)):
+            if parts:
+                path = self._folder / f"{name}-{len(self._shards):05}.npy"
+                with path.open("wb") as file:
+                    np.save(file, np.concatenate(parts), allow_pickle=False)
+                    os.fsync(file.fileno())
+                shard[name] = _listed(path)
         self._documents.close()
         shard["documents"] = _listed(self._documents.path)
         self._shards.append(shard)
-        self._codes = []
+        self._codes, self._weights = [], []
         self._shard = self._documents = None
+
+    def attach(self, path: Path) -> None:
+        """Copies a file into the store and lists it: the state of an encoder that is given as a description.
+
+        Raises:
+            WorkError: the disk is full, or the like.
+        """
+        with self._failures():
+            copy = self._folder / path.name
+            shutil.copyfile(path, copy)
+            _sync_file(copy)
+            self._files.append(_listed(copy))
 
     def close(self) -> Store:
         """Seals the store: last shard, proof that ids are unique, manifest, one rename.
@@ -655,7 +752,7 @@ class StoreWriter:
         return open_store(self.path)
 
     def _manifest(self) -> dict[str, Any]:
-        others = []
+        others = list(self._files)
         description: dict[str, Any] | None = None
         if isinstance(self._encoder, Mapping):
             description = dict(self._encoder)
@@ -665,7 +762,7 @@ class StoreWriter:
             if state := description.get("state_file"):
                 _sync_file(self._folder / state)
                 others.append(_listed(self._folder / state))
-        ids, _, texts, *_ = self._kept or (False,) * 5
+        ids, _, texts, _, _, weights, _ = self._kept or (False,) * 7
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -675,9 +772,10 @@ class StoreWriter:
             "dtype": self._dtype,
             "metric": "euclidean",
             "normalised": self._normalised,
+            "rounding": self._rounding,
             "ids": "given" if ids else "rows",
             "texts": texts,
-            "weights": False,
+            "weights": weights,
             "counts": {"rows": self._n, **self._counts},
             "source": self.source,
             "encoder": description,
@@ -729,10 +827,11 @@ class StoreWriter:
 class _DocumentsWriter:
     """A parquet file of documents, written in row groups of a fixed size whatever the batches are."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
+        self.schema = schema
         self._file = path.open("wb")
-        self._writer = pq.ParquetWriter(self._file, DOCUMENTS, compression="zstd")
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
@@ -757,19 +856,20 @@ class _DocumentsWriter:
             os.fsync(self._file.fileno())
 
 
-def _documents(ids: Sequence[str], columns: Mapping[str, Any]) -> pa.Table:
+def _documents(ids: Sequence[str], columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     values = {
         "id": ids,
         "group": columns["groups"],
         "text": columns["texts"],
         "tokens": columns["tokens"],
         "truncated": columns["truncated"],
+        "source_row": columns["source_rows"],
     }
     arrays = []
-    for field in DOCUMENTS:
+    for field in schema:
         value = values[field.name]
         arrays.append(pa.nulls(len(ids), field.type) if value is None else pa.array(value, type=field.type))
-    return pa.Table.from_arrays(arrays, schema=DOCUMENTS)
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _entry(name: str, size: int, digest: str) -> dict[str, Any]:
@@ -869,7 +969,8 @@ def verify_store(source: str | Path | Store, progress: Callable[[int], None] | N
             progress(done)
     store.native.check_finite(_threads())
     low, high = store.native.norms(_threads())
-    tolerance = _NORM_TOLERANCE[store.dtype]
+    # Rows converted from a coarser type keep its norms.
+    tolerance = max(_NORM_TOLERANCE[store.dtype], 2 * store.manifest.get("rounding", 0.0))
     if store.manifest.get("normalised") and not (low >= 1 - tolerance and high <= 1 + tolerance):
         raise VerificationError(
             f"the manifest says that vectors are normalised, and their norms are {low:.6g} to {high:.6g}",

@@ -13,7 +13,7 @@ use crate::store::{
     ShardWriter as InnerWriter, Store as Inner, checksum as file_checksum, manifest::FileEntry,
 };
 
-/// An open store: a folder with a manifest, or a bare .npy file, mapped.
+/// An open store: a folder with a manifest, or a bare .npy or .safetensors file, mapped.
 #[pyclass(frozen, module = "lmd3._lmd3")]
 pub struct Store {
     inner: Arc<Inner>,
@@ -53,7 +53,7 @@ impl Store {
         self.inner.d()
     }
 
-    /// Element type: "float32", "float16" or "int8".
+    /// Element type: "float32", "float16", "bfloat16" or "int8".
     #[getter]
     fn dtype(&self) -> &'static str {
         self.inner.dtype().name()
@@ -142,7 +142,7 @@ impl ShardWriter {
     fn new(py: Python<'_>, folder: PathBuf, number: usize, d: usize, dtype: &str) -> PyResult<Self> {
         let known = Dtype::from_name(dtype).ok_or_else(|| {
             Error::new(ErrorKind::Dtype, format!("elements of type {dtype:?} are not known"))
-                .remedy("use float16, float32 or int8")
+                .remedy("use float16, float32, bfloat16 or int8")
         });
         let inner = known.and_then(|dtype| InnerWriter::create(&folder, number, d, dtype));
         Ok(Self { inner: Some(inner.map_err(|error| to_python(py, &error))?) })
@@ -152,6 +152,12 @@ impl ShardWriter {
     #[getter]
     fn rows(&self) -> u64 {
         self.inner.as_ref().map_or(0, InnerWriter::rows)
+    }
+
+    /// Largest ‖x̂ − x‖/‖x‖ of the int8 rows so far: x as given, x̂ as stored; 0 for other types.
+    #[getter]
+    fn rounding(&self) -> f64 {
+        self.inner.as_ref().map_or(0.0, InnerWriter::rounding)
     }
 
     /// Appends (m, d) float32 rows in C order; refuses NaN, infinity and overflow with the row within the shard.

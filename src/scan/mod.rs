@@ -55,7 +55,8 @@ pub struct Request<'a> {
     pub exclude_rows: Option<&'a [u64]>,
     /// Leave out rows nearer than this distance; 0 leaves none out.
     pub exclude_within: f64,
-    /// Rounding of a stored row as a distance: a row within twice of it (or 1e-3·‖q‖) of a query counts as its duplicate.
+    /// Rounding of a stored row relative to its norm: a row within twice of it (or 1e-3) times ‖q‖ of a query counts as
+    /// its duplicate.
     pub row_rounding: f64,
     /// Whether to find the largest cosine of each query (needed where rows are not unit vectors).
     pub max_cosine: bool,

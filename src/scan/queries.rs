@@ -103,7 +103,9 @@ impl Queries {
         let mut duplicate = Vec::with_capacity(count);
         for (query, &sq_norm) in sq_norms.iter().enumerate() {
             let sq_norm = f64::from(sq_norm);
-            let limit = (1e-3 * sq_norm.sqrt()).max(2.0 * request.row_rounding).powi(2);
+            let limit = 1e-3_f64.max(2.0 * request.row_rounding).powi(2) * sq_norm;
+            // A zero row is a copy of a zero query.
+            let limit = limit.max(f64::from(f32::MIN_POSITIVE));
             // Roundings of integers are independent: eight standard deviations of their sum.
             let error = match &packed {
                 Packed::Differences(_) => 1e-5 * limit,

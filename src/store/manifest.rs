@@ -27,7 +27,7 @@ pub struct FileEntry {
 pub struct ShardEntry {
     /// Rows of the shard.
     pub rows: u64,
-    /// `embeddings-00000.npy`.
+    /// `embeddings-00000.npy`, or `.safetensors` for bfloat16.
     pub embeddings: FileEntry,
     /// `scales-00000.npy`: float32, one per row (int8 only).
     #[serde(default)]
@@ -120,7 +120,7 @@ impl Manifest {
     /// `Dtype` where stores do not hold it.
     pub fn dtype(&self) -> Result<Dtype> {
         Dtype::from_name(&self.dtype)
-            .filter(|dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::I8))
+            .filter(|dtype| matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::I8))
             .ok_or_else(|| {
                 Error::new(ErrorKind::Dtype, format!("elements of type {:?} are not known", self.dtype))
             })

@@ -1,4 +1,5 @@
-//! Stores: embeddings on disk as a folder of shards with a manifest, or one bare `.npy` file, opened by mapping.
+//! Stores: embeddings on disk as a folder of shards with a manifest, or one bare `.npy` or
+//! `.safetensors` file, opened by mapping.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,6 +10,7 @@ use crate::rows::{Dtype, Rows};
 
 pub mod manifest;
 pub mod npy;
+pub mod safetensors;
 mod shard;
 mod writer;
 
@@ -37,21 +39,21 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a folder with a manifest, or a bare `.npy` file of float32 or float16. Headers, shapes and sizes are
-    /// checked here; values are not (`check_finite`, `verify`).
+    /// Opens a folder with a manifest, or a bare file: `.npy` of float32 or float16, `.safetensors` of these or
+    /// bfloat16. Headers, shapes and sizes are checked here; values are not (`check_finite`, `verify`).
     ///
     /// # Errors
     /// `FileMissing`, `Format`, `Dtype`, `Shape`, each with the file.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata =
             std::fs::metadata(path).map_err(|source| Error::io(path, ErrorKind::Format, &source))?;
-        if metadata.is_dir() { Self::open_folder(path) } else { Self::open_npy(path) }
+        if metadata.is_dir() { Self::open_folder(path) } else { Self::open_file(path) }
     }
 
-    fn open_npy(path: &Path) -> Result<Self> {
+    fn open_file(path: &Path) -> Result<Self> {
         let shard = Shard::open(&ShardFiles { embeddings: path.to_path_buf(), ..ShardFiles::default() }, 0)?;
         let dtype = shard.dtype();
-        if !matches!(dtype, Dtype::F32 | Dtype::F16) {
+        if matches!(dtype, Dtype::I8 | Dtype::U8) {
             let message = format!("integer elements ({}) are not embeddings", dtype.name());
             return Err(Error::new(ErrorKind::Dtype, message)
                 .file(path)

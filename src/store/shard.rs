@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::npy;
+use super::{npy, safetensors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows, ShardView};
 
-/// A mapped `.npy` file whose header has been checked against its size.
+/// A mapped `.npy` or `.safetensors` file whose header has been parsed.
 #[derive(Debug)]
-struct NpyFile {
+struct ArrayFile {
     path: PathBuf,
     map: Mmap,
     header: npy::Header,
+    is_safetensors: bool,
 }
 
-impl NpyFile {
+impl ArrayFile {
     fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::io(path, ErrorKind::Format, &source);
         let mut file = File::open(path).map_err(io)?;
@@ -26,18 +27,28 @@ impl NpyFile {
         if !metadata.is_file() {
             return Err(Error::new(ErrorKind::Format, "not a regular file").file(path));
         }
+        let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
+        let longest = if is_safetensors { safetensors::MAX_HEADER + 8 } else { npy::MAX_HEADER + 12 };
         let mut head = Vec::new();
-        file.by_ref().take(npy::MAX_HEADER as u64 + 12).read_to_end(&mut head).map_err(io)?;
-        let header = npy::parse(&head).map_err(|error| error.file(path))?;
+        file.by_ref().take(longest as u64).read_to_end(&mut head).map_err(io)?;
+        let parsed = if is_safetensors { safetensors::parse(&head) } else { npy::parse(&head) };
+        let header = parsed.map_err(|error| error.file(path))?;
         // SAFETY: the map is read-only and private to this struct, and all access goes through byte slices, for
         // which any content is valid. Another process that truncates the file under the map makes reads fail with
         // SIGBUS; that ends the process, it can't corrupt memory. Sizes are checked again by `Shard::check_size`.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path: path.to_path_buf(), map, header })
+        Ok(Self { path: path.to_path_buf(), map, header, is_safetensors })
     }
 
     fn refuse(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
         Error::new(kind, message).file(&self.path)
+    }
+
+    /// The element type, where it is one of embeddings.
+    fn dtype(&self) -> Result<Dtype> {
+        let descr = self.header.descr.as_deref();
+        let dtype = if self.is_safetensors { safetensors::dtype(descr) } else { npy::dtype(descr) };
+        dtype.map_err(|error| error.file(&self.path))
     }
 
     /// The bytes of the elements, after proof that the file holds exactly as many as its shape says.
@@ -68,7 +79,7 @@ impl NpyFile {
 #[derive(Debug)]
 enum Column<T> {
     /// In the mapped file; checked to be aligned when opened.
-    Mapped(NpyFile),
+    Mapped(ArrayFile),
     /// Copied, where the file's elements are not aligned (or the machine's byte order is not the file's).
     Copied(Vec<T>),
 }
@@ -102,7 +113,7 @@ fn words<T: Word>(bytes: &[u8]) -> Option<&[T]> {
 
 impl<T: Word> Column<T> {
     fn open(path: &Path, rows: usize) -> Result<Self> {
-        let file = NpyFile::open(path)?;
+        let file = ArrayFile::open(path)?;
         if file.header.descr.as_deref() != Some(T::DESCR) {
             return Err(file.refuse(ErrorKind::Dtype, format!("its elements are not of type {}", T::DESCR)));
         }
@@ -145,7 +156,7 @@ pub struct ShardFiles {
 /// A run of rows of a store, mapped.
 #[derive(Debug)]
 pub struct Shard {
-    embeddings: NpyFile,
+    embeddings: ArrayFile,
     dtype: Dtype,
     n: usize,
     d: usize,
@@ -162,9 +173,8 @@ impl Shard {
     /// `FileMissing`, `Format` (junk, truncated), `Dtype` (not a type of embeddings), `Shape` (not n × d, or empty),
     /// each with the file.
     pub fn open(files: &ShardFiles, first_row: u64) -> Result<Self> {
-        let embeddings = NpyFile::open(&files.embeddings)?;
-        let dtype =
-            npy::dtype(embeddings.header.descr.as_deref()).map_err(|error| error.file(&embeddings.path))?;
+        let embeddings = ArrayFile::open(&files.embeddings)?;
+        let dtype = embeddings.dtype()?;
         let &[n, d] = embeddings.header.shape.as_slice() else {
             let message = format!("its shape is {:?}, not rows × dimensions", embeddings.header.shape);
             return Err(embeddings.refuse(ErrorKind::Shape, message));

@@ -1,6 +1,6 @@
 use std::fs;
 
-use half::f16;
+use half::{bf16, f16};
 use proptest::prelude::*;
 
 use super::*;
@@ -70,6 +70,49 @@ fn bad_files_are_refused_by_name() {
     bytes.extend_from_slice(&[0; 24]);
     fs::write(&path, bytes).unwrap();
     assert!(open().message.contains("by columns"), "{}", open());
+}
+
+#[test]
+fn bad_safetensors_files_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let whole = [safetensors::format(2, 3), vec![0; 12]].concat();
+    let place = whole.iter().position(|&byte| byte == b'[').unwrap();
+    let mut other_shape = whole.clone();
+    other_shape[place + 1] = b'9';
+    let mut other_type = whole.clone();
+    let place = whole.windows(2).position(|bytes| bytes == b"BF").unwrap();
+    other_type[place..place + 4].copy_from_slice(b"I16 ");
+    let cases = [
+        (whole[..whole.len() - 1].to_vec(), ErrorKind::Format, "truncated"),
+        ([whole.clone(), vec![0]].concat(), ErrorKind::Format, "1 bytes more"),
+        (whole[..100].to_vec(), ErrorKind::Format, "truncated"),
+        (other_shape, ErrorKind::Format, "does not fit"),
+        (other_type, ErrorKind::Dtype, "I16"),
+        ([safetensors::format(0, 3), vec![]].concat(), ErrorKind::Shape, "empty"),
+        (b"junk".to_vec(), ErrorKind::Format, "safetensors"),
+    ];
+    for (bytes, kind, word) in cases {
+        fs::write(&path, bytes).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert_eq!((error.kind, error.file.as_deref()), (kind, Some(path.as_path())), "{error}");
+        assert!(error.message.contains(word), "{error}");
+    }
+    fs::write(&path, whole).unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!((store.n(), store.d(), store.dtype()), (2, 3, Dtype::Bf16));
+}
+
+#[test]
+fn the_rounding_of_integers_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = ShardWriter::create(folder.path(), 0, 3, Dtype::I8).unwrap();
+    // The second row lies on the grid, the third is zero, the fourth too small for a scale.
+    writer.append(&[1.27, 0.005, 0.0, 127.0, -3.0, 2.0, 0.0, 0.0, 0.0, 1e-40, 0.0, 0.0]).unwrap();
+    let expected = 0.005 / (1.27_f64.powi(2) + 0.005_f64.powi(2)).sqrt();
+    assert!((writer.rounding() - expected).abs() < 1e-6, "{}", writer.rounding());
+    assert!(writer.append(&[1.0, 0.51, f32::NAN]).is_err());
+    assert!((writer.rounding() - expected).abs() < 1e-6);
 }
 
 #[test]
@@ -167,19 +210,22 @@ fn written(values: &[f32], d: usize, dtype: Dtype) -> (tempfile::TempDir, Store)
 #[test]
 fn a_row_that_is_refused_leaves_the_shard_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::I8] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut writer = ShardWriter::create(folder.path(), 0, 2, dtype).unwrap();
             writer.append(&[1.0, 2.0]).unwrap();
             let error = writer.append(&[1.0, 2.0, 3.0, bad]).unwrap_err();
             assert_eq!((error.kind, error.row), (ErrorKind::NotFinite, Some(2)), "{}", dtype.name());
-            assert_eq!(writer.finish().unwrap().rows, 1);
-            let store = Store::open(&folder.path().join("embeddings-00000.npy"));
+            let shard = writer.finish().unwrap();
+            assert_eq!(shard.rows, 1);
+            let store = Store::open(&folder.path().join(shard.embeddings.name));
             assert!(dtype == Dtype::I8 || store.unwrap().n() == 1);
         }
     }
     let mut writer = ShardWriter::create(folder.path(), 0, 1, Dtype::F16).unwrap();
     assert!(writer.append(&[1e5]).unwrap_err().message.contains("65504"));
+    let mut wide = ShardWriter::create(folder.path(), 1, 1, Dtype::Bf16).unwrap();
+    assert!(wide.append(&[f32::MAX]).unwrap_err().message.contains("bfloat16"));
     assert_eq!(writer.append(&[]).map(|()| writer.rows()).unwrap(), 0);
 }
 
@@ -193,7 +239,7 @@ fn an_unfinished_shard_leaves_nothing() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let error = ShardWriter::create(&folder.path().join("absent"), 0, 2, Dtype::F32).unwrap_err();
     assert_eq!(error.kind, ErrorKind::FileMissing);
-    assert_eq!(ShardWriter::create(folder.path(), 0, 2, Dtype::Bf16).unwrap_err().kind, ErrorKind::Dtype);
+    assert_eq!(ShardWriter::create(folder.path(), 0, 2, Dtype::U8).unwrap_err().kind, ErrorKind::Dtype);
 }
 
 #[test]
@@ -220,7 +266,7 @@ proptest! {
     ) {
         let (rows, d) = values;
         let values: Vec<f32> = rows.concat();
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::I8] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8] {
             let (folder, store) = written(&values, d, dtype);
             prop_assert_eq!((store.n(), store.d(), store.dtype()), (rows.len() as u64, d, dtype));
             let mut read = vec![0.0; d];
@@ -231,6 +277,7 @@ proptest! {
                     match dtype {
                         Dtype::F32 => prop_assert_eq!(found, value),
                         Dtype::F16 => prop_assert_eq!(found, f16::from_f32(value).to_f32()),
+                        Dtype::Bf16 => prop_assert_eq!(found, bf16::from_f32(value).to_f32()),
                         _ => prop_assert!((found - value).abs() <= 0.5001 * largest / 127.0),
                     }
                 }

@@ -1,16 +1,16 @@
-//! Writing shards: streamed `.npy` files under a temporary name, synced, checksummed and renamed when finished.
+//! Writing shards: streamed `.npy` (bfloat16: `.safetensors`) files under a temporary name, synced, checksummed and renamed when finished.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::first_not_finite;
 use super::manifest::FileEntry;
-use super::npy;
+use super::{npy, safetensors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows};
 
@@ -37,34 +37,45 @@ pub fn checksum(path: &Path) -> Result<(String, u64)> {
     }
 }
 
-/// A `.npy` file being written: its rows are appended, its header gets their number at the end.
+/// What a file holds, for its header.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    /// `.npy`: one number per row.
+    Column(&'static str),
+    /// `.npy`: rows of so many numbers.
+    Matrix(&'static str, u64),
+    /// `.safetensors`: bfloat16 rows of so many numbers.
+    Bfloat16(u64),
+}
+
+/// A file being written: its rows are appended, its header gets their number at the end.
 #[derive(Debug)]
-struct NpyWriter {
+struct ArrayWriter {
     path: PathBuf,
     partial: PathBuf,
     file: File,
-    descr: &'static str,
-    width: Option<u64>,
+    layout: Layout,
     finished: bool,
 }
 
-impl NpyWriter {
-    fn create(path: PathBuf, descr: &'static str, width: Option<u64>) -> Result<Self> {
+impl ArrayWriter {
+    fn create(path: PathBuf, layout: Layout) -> Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
         let partial = path.with_file_name(name);
         let file =
             File::create(&partial).map_err(|source| Error::io(&partial, ErrorKind::Output, &source))?;
-        let mut writer = Self { path, partial, file, descr, width, finished: false };
+        let mut writer = Self { path, partial, file, layout, finished: false };
         let header = writer.header(0);
         writer.write(&header)?;
         Ok(writer)
     }
 
     fn header(&self, rows: u64) -> Vec<u8> {
-        match self.width {
-            Some(width) => npy::format(self.descr, &[rows, width]),
-            None => npy::format(self.descr, &[rows]),
+        match self.layout {
+            Layout::Column(descr) => npy::format(descr, &[rows]),
+            Layout::Matrix(descr, width) => npy::format(descr, &[rows, width]),
+            Layout::Bfloat16(width) => safetensors::format(rows, width),
         }
     }
 
@@ -93,7 +104,7 @@ impl NpyWriter {
     }
 }
 
-impl Drop for NpyWriter {
+impl Drop for ArrayWriter {
     fn drop(&mut self) {
         if !self.finished {
             // Nothing is left to tell about a failure to clean up.
@@ -107,7 +118,7 @@ impl Drop for NpyWriter {
 pub struct WrittenShard {
     /// Rows.
     pub rows: u64,
-    /// `embeddings-00000.npy`.
+    /// `embeddings-00000.npy`, or `.safetensors` for bfloat16.
     pub embeddings: FileEntry,
     /// `scales-00000.npy`, for int8.
     pub scales: Option<FileEntry>,
@@ -116,11 +127,12 @@ pub struct WrittenShard {
 /// Writes the embeddings of one shard, converted to the store's element type.
 #[derive(Debug)]
 pub struct ShardWriter {
-    embeddings: NpyWriter,
-    scales: Option<NpyWriter>,
+    embeddings: ArrayWriter,
+    scales: Option<ArrayWriter>,
     dtype: Dtype,
     d: usize,
     rows: u64,
+    rounding: f64,
     buffer: Vec<u8>,
 }
 
@@ -130,25 +142,38 @@ impl ShardWriter {
     /// # Errors
     /// `Dtype` for a type that is not written, `Shape` for d = 0, `Output` where the folder can't be written.
     pub fn create(folder: &Path, number: usize, d: usize, dtype: Dtype) -> Result<Self> {
-        let (Dtype::F32 | Dtype::F16 | Dtype::I8, Some(descr)) = (dtype, npy::descr(dtype)) else {
-            let message = format!("stores are not written as {}", dtype.name());
-            return Err(Error::new(ErrorKind::Dtype, message).remedy("use float16, float32 or int8"));
+        let layout = match (dtype, npy::descr(dtype)) {
+            (Dtype::F32 | Dtype::F16 | Dtype::I8, Some(descr)) => Layout::Matrix(descr, d as u64),
+            (Dtype::Bf16, _) => Layout::Bfloat16(d as u64),
+            _ => {
+                let message = format!("stores are not written as {}", dtype.name());
+                return Err(
+                    Error::new(ErrorKind::Dtype, message).remedy("use float16, float32, bfloat16 or int8")
+                );
+            }
         };
         if d == 0 {
             return Err(Error::new(ErrorKind::Shape, "vectors of no dimensions"));
         }
-        let place = |kind: &str| folder.join(format!("{kind}-{number:05}.npy"));
+        let place = |kind: &str, suffix: &str| folder.join(format!("{kind}-{number:05}.{suffix}"));
+        let suffix = if dtype == Dtype::Bf16 { "safetensors" } else { "npy" };
         let scales = match dtype {
-            Dtype::I8 => Some(NpyWriter::create(place("scales"), "<f4", None)?),
+            Dtype::I8 => Some(ArrayWriter::create(place("scales", "npy"), Layout::Column("<f4"))?),
             _ => None,
         };
-        let embeddings = NpyWriter::create(place("embeddings"), descr, Some(d as u64))?;
-        Ok(Self { embeddings, scales, dtype, d, rows: 0, buffer: Vec::new() })
+        let embeddings = ArrayWriter::create(place("embeddings", suffix), layout)?;
+        Ok(Self { embeddings, scales, dtype, d, rows: 0, rounding: 0.0, buffer: Vec::new() })
     }
 
     /// Rows so far.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Largest ‖x̂ − x‖/‖x‖ of the int8 rows so far: x as given, x̂ as stored. 0 for the other types, whose rounding is
+    /// known beforehand.
+    pub fn rounding(&self) -> f64 {
+        self.rounding
     }
 
     /// Appends rows (row-major, a multiple of d values): none of them where one is refused.
@@ -157,7 +182,7 @@ impl ShardWriter {
     /// off by at most half a scale.
     ///
     /// # Errors
-    /// `Shape`; `NotFinite` with the row within the shard, also for values beyond float16; `Output`.
+    /// `Shape`; `NotFinite` with the row within the shard, also for values beyond the store's type; `Output`.
     pub fn append(&mut self, values: &[f32]) -> Result<()> {
         if !values.len().is_multiple_of(self.d) {
             return Err(Error::new(
@@ -168,6 +193,7 @@ impl ShardWriter {
         let count = values.len() / self.d;
         self.buffer.clear();
         let mut scales = Vec::new();
+        let mut rounding = self.rounding;
         match self.dtype {
             Dtype::F32 => self.buffer.extend(values.iter().flat_map(|value| value.to_le_bytes())),
             Dtype::F16 => {
@@ -175,7 +201,12 @@ impl ShardWriter {
                 halves.convert_from_f32_slice(values);
                 self.buffer.extend(halves.iter().flat_map(|value| value.to_le_bytes()));
             }
-            _ => {
+            Dtype::Bf16 => {
+                let mut halves = vec![bf16::ZERO; values.len()];
+                halves.convert_from_f32_slice(values);
+                self.buffer.extend(halves.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            Dtype::I8 | Dtype::U8 => {
                 for row in values.chunks_exact(self.d) {
                     let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
                     // NaN does not survive `max`, so the row's own sum is asked too.
@@ -185,8 +216,16 @@ impl ShardWriter {
                     // The largest subnormals vanish when divided: such rows are zero for every purpose.
                     let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
                     scales.push(scale);
-                    self.buffer
-                        .extend(row.iter().map(|value| ((value * inverse).round() as i8).cast_unsigned()));
+                    let (mut error, mut norm) = (0.0, 0.0);
+                    self.buffer.extend(row.iter().map(|value| {
+                        let stored = (value * inverse).round();
+                        error += f64::from(value - stored * scale).powi(2);
+                        norm += f64::from(*value).powi(2);
+                        (stored as i8).cast_unsigned()
+                    }));
+                    if inverse > 0.0 {
+                        rounding = rounding.max((error / norm).sqrt());
+                    }
                 }
             }
         }
@@ -195,7 +234,9 @@ impl ShardWriter {
         if let Some(row) = first_not_finite(&stored) {
             let given = &values[row * self.d..(row + 1) * self.d];
             let error = if given.iter().all(|value| value.is_finite()) {
-                Error::new(ErrorKind::NotFinite, "a value above 65504, the largest of float16")
+                let largest = if self.dtype == Dtype::Bf16 { "3.39e38" } else { "65504" };
+                let message = format!("a value above {largest}, the largest of {}", self.dtype.name());
+                Error::new(ErrorKind::NotFinite, message)
                     .remedy("store it as float32, or normalise the vectors")
             } else {
                 Error::new(ErrorKind::NotFinite, "NaN or infinity")
@@ -208,6 +249,7 @@ impl ShardWriter {
             file.write(&bytes)?;
         }
         self.rows += count as u64;
+        self.rounding = rounding;
         Ok(())
     }
 

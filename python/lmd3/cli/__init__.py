@@ -31,6 +31,7 @@ COMMANDS = (
     "report",
     "inspect",
     "verify",
+    "convert",
     "demo",
     "info",
 )

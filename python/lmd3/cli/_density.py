@@ -25,6 +25,14 @@ ExcludeWithinOption = Annotated[
     float,
     typer.Option("--exclude-within", metavar="R", help="Leave out rows nearer than R; they are counted."),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="auto|float32|int16",
+        help="Arithmetic of the dot products; auto: int16 for int8 rows, else float32.",
+    ),
+]
 
 
 def open_sides(
@@ -54,7 +62,11 @@ def open_sides(
 
 
 def estimator(
-    kernel: list[str] | None, bandwidth: list[str] | None, threads: int | None, seed: int
+    kernel: list[str] | None,
+    bandwidth: list[str] | None,
+    threads: int | None,
+    seed: int,
+    precision: str = "auto",
 ) -> KernelDensity:
     """The estimator of the options, with the command line's defaults."""
     from lmd3.bandwidth import DEFAULT_RULES
@@ -65,4 +77,5 @@ def estimator(
         bandwidth=bandwidth or list(DEFAULT_RULES),
         threads=threads,
         seed=seed,
+        precision=precision,
     )

@@ -19,11 +19,17 @@ from lmd3.cli._common import (
     TextOption,
     ThreadsOption,
 )
-from lmd3.cli._density import CorpusArgument, ExcludeSelfOption, ExcludeWithinOption, QueriesArgument
+from lmd3.cli._density import (
+    CorpusArgument,
+    ExcludeSelfOption,
+    ExcludeWithinOption,
+    PrecisionOption,
+    QueriesArgument,
+)
 from lmd3.errors import ParameterError
 
 #: What this version computes with; the options exist so that scripts need not change later.
-PRECISIONS, METHODS = ("auto", "float32"), ("exact",)
+PRECISIONS, METHODS = ("auto", "float32", "int16"), ("exact",)
 
 
 def density(
@@ -39,7 +45,7 @@ def density(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Divide by the kernel's integral over the whole space.")
     ] = False,
-    precision: Annotated[str, typer.Option("--precision", help="auto or float32.")] = "auto",
+    precision: PrecisionOption = "auto",
     method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
     text: TextOption = "text",
     id: IdOption = None,
@@ -71,7 +77,7 @@ def density(
     for name, value, known in (("precision", precision, PRECISIONS), ("method", method, METHODS)):
         if value not in known:
             raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
-    kde = estimator(kernel, bandwidth, threads, seed)
+    kde = estimator(kernel, bandwidth, threads, seed, precision)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if force:
@@ -118,6 +124,7 @@ def density(
             "queries": asked.n,
             "rows": store.n,
             "bandwidths": summary,
+            "precision": table.run["precision"],
             "simd": table.run["simd"],
             "seconds": table.run["seconds"],
             "notices": table.run["notices"],

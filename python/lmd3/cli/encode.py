@@ -29,7 +29,7 @@ ModelOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", metavar="float16|float32|int8", help="Element type on disk.")
+    str, typer.Option("--dtype", metavar="float16|float32|bfloat16|int8", help="Element type on disk.")
 ]
 MaxTokensOption = Annotated[
     int | None,

@@ -9,9 +9,12 @@ import typer
 
 from lmd3.cli._common import emit, existing
 
+#: Mean rows of a run of one group below which sorting by group is advised.
+SHORT_RUN = 64
+
 
 def inspect(
-    store: str = typer.Argument(metavar="STORE", help="A store, or bare vectors (.npy)."),
+    store: str = typer.Argument(metavar="STORE", help="A store, or bare vectors (.npy, .safetensors)."),
     rows: int = typer.Option(3, "--rows", min=0, help="First rows to show."),
 ) -> None:
     """Says what a store holds: size, element type, encoder, groups, counts, first rows.
@@ -47,9 +50,23 @@ def inspect(
         "source": manifest.get("source"),
         "encoder": opened.encoder,
         "groups": manifest.get("groups", []),
+        "rounding": opened.rounding,
+        "group_run": opened.n / opened.group_runs() if len(opened.groups) > 1 else None,
+        "advice": _advice(opened.n, len(opened.groups), opened.group_runs()),
         "first_rows": shown,
     }
     emit(facts, text=_page(facts))
+
+
+def _advice(rows: int, groups: int, runs: int) -> list[str]:
+    """What would make scans faster."""
+    # Sorting makes one run of each group: it pays where that is longer.
+    if groups > 1 and rows / runs < SHORT_RUN and runs >= 2 * groups:
+        return [
+            f"groups lie in runs of {rows / runs:.1f} rows: densities by group are faster after "
+            "lmd3 convert STORE -o SORTED --sort-by group"
+        ]
+    return []
 
 
 def _ids(facts: dict[str, Any]) -> str:
@@ -108,6 +125,8 @@ def _page(facts: dict[str, Any]) -> str:
             lines.append(f"    {group['rows']:>12,}  {group['rows'] / facts['rows']:>6.1%}  {group['name']}")
         if len(biggest) > 20:
             lines.append(f"    … and {len(biggest) - 20} more (--json has all)")
+    for advice in facts["advice"]:
+        lines += ["", f"  {advice}"]
     if facts["first_rows"]:
         lines += ["", "  first rows"]
         for row in facts["first_rows"]:

@@ -28,6 +28,7 @@ from lmd3.cli._common import (
     prepare_output,
     progress,
 )
+from lmd3.cli._density import PrecisionOption
 from lmd3.cli._steps import Step, Steps, fingerprint
 from lmd3.errors import ParameterError
 
@@ -106,7 +107,7 @@ def study(
     query_text: QueryText = None,
     query_id: QueryId = None,
     query_group: QueryGroup = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float16, float32 or int8.")] = "float16",
+    dtype: Annotated[str, typer.Option("--dtype", help="float16, float32, bfloat16 or int8.")] = "float16",
     prompt: Annotated[str | None, typer.Option("--prompt", help="Put before every text.")] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Tokens read of each text.")
@@ -134,7 +135,7 @@ def study(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Subtract the kernel's normalising constant.")
     ] = False,
-    precision: Annotated[str, typer.Option("--precision", help="auto or float32.")] = "auto",
+    precision: PrecisionOption = "auto",
     method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
     outcome_id: OutcomeIdOption = None,
     outcome_value: OutcomeValueOption = None,
@@ -204,6 +205,7 @@ def study(
         "kernel": kernel or ["exponential"],
         "bandwidth": bandwidth or list(DEFAULT_RULES),
         "seed": seed,
+        "precision": precision,
     }
     scanning: dict[str, Any] = {
         "neighbors": neighbors,

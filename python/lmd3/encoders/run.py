@@ -45,7 +45,7 @@ def encode(
         model: "hashing" (built in, lexical), the name or folder of a sentence-transformers model, or an
             encoder.
         out: the store's folder.
-        dtype: element type on disk: "float16", "float32" or "int8".
+        dtype: element type on disk: "float16", "float32", "bfloat16" or "int8".
         prompt, max_tokens, truncate_dim, batch_size: settings of the encoder, see `create_encoder`.
         shard_rows: rows of one shard.
         keep_texts: keep the texts beside the vectors: reports show them, covariates need them.
