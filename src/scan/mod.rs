@@ -261,6 +261,12 @@ fn validate(shards: &[ShardView<'_>], request: &Request<'_>) -> Result<()> {
             return shape(format!("groups or weights are not one per row of {n}"));
         }
     }
+    if request.precision == Precision::Int8 && !request.level.has_fast_int8() {
+        let message =
+            format!("int8 arithmetic needs AVX-512 with VNNI; this run is at level {}", request.level.name());
+        return Err(Error::new(ErrorKind::Parameter, message)
+            .remedy("use int16: as fast here, and far more accurate"));
+    }
     if request.exclude_rows.is_some_and(|rows| rows.len() != request.queries.len() / d) {
         return shape("rows to leave out are not one per query".into());
     }

@@ -2,7 +2,7 @@
 
 use super::Request;
 use crate::error::{Error, ErrorKind, Result};
-use crate::simd::{FAR, pack_panel, pack_panel_i16};
+use crate::simd::{FAR, pack_panel, pack_panel_i8, pack_panel_i16};
 
 /// Norms beyond this can't be squared and added in single precision.
 pub(super) const LARGEST_SQ_NORM: f32 = f32::from_bits((127 + 97) << 23);
@@ -17,6 +17,9 @@ pub enum Precision {
     Float32,
     /// Queries at 15 bits, float rows too, int8 rows as they are: ≤ 5e-4 · max(1, |log density|), ≤ 1e-4 for h ≥ 0.2 of the norm.
     Int16,
+    /// Queries and rows at 8 bits: ≤ 5e-3 · max(1, |log density|) for h ≥ 0.1 of the norm. Only where the CPU has VNNI,
+    /// and only on request.
+    Int8,
 }
 
 impl Precision {
@@ -25,6 +28,7 @@ impl Precision {
         match self {
             Self::Float32 => "float32",
             Self::Int16 => "int16",
+            Self::Int8 => "int8",
         }
     }
 
@@ -33,10 +37,13 @@ impl Precision {
     /// # Errors
     /// `Parameter` for an unknown name.
     pub fn from_name(name: &str) -> Result<Self> {
-        [Self::Float32, Self::Int16].into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
-            Error::new(ErrorKind::Parameter, format!("unknown precision {name:?}"))
-                .remedy("choose auto, float32 or int16")
-        })
+        [Self::Float32, Self::Int16, Self::Int8]
+            .into_iter()
+            .find(|precision| precision.name() == name)
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Parameter, format!("unknown precision {name:?}"))
+                    .remedy("choose auto, float32, int16 or int8")
+            })
     }
 
     /// ε: half of what the contract allows on |Δ log density| / max(1, |log density|).
@@ -44,6 +51,7 @@ impl Precision {
         match self {
             Self::Float32 => 5e-6,
             Self::Int16 => 2.5e-4,
+            Self::Int8 => 2.5e-3,
         }
     }
 }
@@ -62,6 +70,8 @@ pub(super) enum Packed {
     F32(Vec<f32>),
     /// One query alone; d is even, padded with zeros.
     OneI16 { d: usize, query: Vec<i16>, scale: f32 },
+    /// [panel][d/4][width][4], shifted by 128; d is a multiple of 4, padded with zeros.
+    I8 { d: usize, panels: Vec<u8>, scales: Vec<f32> },
     /// [panel][d/2][width][2]; d is even, padded with zeros.
     I16 { d: usize, panels: Vec<i16>, scales: Vec<f32> },
 }
@@ -96,8 +106,16 @@ impl Queries {
             Packed::OneF32
         } else if request.precision == Precision::Float32 {
             Packed::F32(pack_f32(request.queries, d, width))
+        } else if request.precision == Precision::Int8 {
+            pack_i8(request)
         } else {
             pack_i16(request, &sq_norms, integer_rows)
+        };
+        let row_error = match (&packed, integer_rows) {
+            (_, true) => 0.0,
+            // Half a step of the largest of d values, four times the size of a typical one.
+            (Packed::I8 { .. }, false) => 4.0 / (127.0 * (d as f64).sqrt()),
+            _ => 1.0 / INTEGER_NORM,
         };
         let mut near = Vec::with_capacity(count);
         let mut duplicate = Vec::with_capacity(count);
@@ -110,15 +128,14 @@ impl Queries {
             let error = match &packed {
                 Packed::Differences(_) => 1e-5 * limit,
                 Packed::F32(_) | Packed::OneF32 => single_precision_error(d) * sq_norm,
-                Packed::I16 { .. } | Packed::OneI16 { .. } => {
+                Packed::I8 { .. } | Packed::I16 { .. } | Packed::OneI16 { .. } => {
                     let scale = match &packed {
-                        Packed::I16 { scales, .. } => scales[query],
+                        Packed::I8 { scales, .. } | Packed::I16 { scales, .. } => scales[query],
                         Packed::OneI16 { scale, .. } => *scale,
                         _ => 0.0,
                     };
-                    let row = if integer_rows { 0.0 } else { 1.0 / INTEGER_NORM };
                     let query = f64::from(scale) / sq_norm.sqrt().max(f64::MIN_POSITIVE);
-                    16.0 * (row * row + query * query).sqrt() / 12_f64.sqrt() * sq_norm
+                    16.0 * (row_error * row_error + query * query).sqrt() / 12_f64.sqrt() * sq_norm
                         + single_precision_error(4) * sq_norm
                 }
             };
@@ -170,6 +187,33 @@ fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Pack
         pack_panel_i16(queries, even, width, panel);
     }
     Packed::I16 { d: even, panels, scales }
+}
+
+/// Queries as 8-bit integers, a scale each.
+fn pack_i8(request: &Request<'_>) -> Packed {
+    let (d, level) = (request.d, request.level);
+    let count = request.queries.len() / d;
+    let width = level.panel_width(count);
+    let padded = d.next_multiple_of(4);
+    let mut integers = vec![0; count * padded];
+    let mut scales = Vec::with_capacity(count);
+    for (query, into) in request.queries.chunks_exact(d).zip(integers.chunks_exact_mut(padded)) {
+        let factor = factor_i8(query);
+        level.quantise_i8(query, factor, &mut into[..d]);
+        scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
+    }
+    let mut panels = vec![0; count.div_ceil(width) * padded * width];
+    for (panel, queries) in panels.chunks_exact_mut(padded * width).zip(integers.chunks(padded * width)) {
+        pack_panel_i8(queries, padded, width, panel);
+    }
+    Packed::I8 { d: padded, panels, scales }
+}
+
+/// The factor that brings the largest value of a vector to 127; 0 for a vector of zeros (or denormals).
+pub(super) fn factor_i8(vector: &[f32]) -> f32 {
+    let largest = vector.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let factor = 127.0 / largest;
+    if factor.is_finite() { factor } else { 0.0 }
 }
 
 /// τ(q): the squared distance below which cancellation in ‖x‖² + ‖q‖² − 2⟨x,q⟩ could matter.

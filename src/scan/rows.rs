@@ -1,6 +1,6 @@
 //! The rows of one tile in the form that its arithmetic takes.
 
-use super::queries::{INTEGER_NORM, LARGEST_SQ_NORM};
+use super::queries::{INTEGER_NORM, LARGEST_SQ_NORM, factor_i8};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows};
 use crate::simd::Level;
@@ -14,6 +14,10 @@ pub(super) struct TileRows {
     widened: Vec<f32>,
     /// Rows as integers, with an even stride.
     pub integers: Vec<i16>,
+    /// Rows as bytes, with a stride that is a multiple of 4, and Σ x of each.
+    pub bytes: Vec<i8>,
+    /// Σ x of each row of bytes.
+    pub sums: Vec<i32>,
     /// x ≈ scale · integers.
     pub scales: Vec<f32>,
 }
@@ -68,6 +72,41 @@ impl TileRows {
             let factor = (INTEGER_NORM / f64::from(norm).sqrt()) as f32;
             let factor = if factor.is_finite() { factor } else { 0.0 };
             level.quantise(row, factor, &mut into[..d]);
+            self.scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
+        }
+        Ok(())
+    }
+}
+
+impl TileRows {
+    /// Rows as 8-bit integers of a stride that is a multiple of 4, with their sums: as they are where stored so, else
+    /// scaled to a largest value of 127.
+    pub fn quantise_i8(&mut self, rows: &Rows<'_>, level: Level) -> Result<()> {
+        let (n, d) = (rows.len(), rows.dim());
+        let padded = d.next_multiple_of(4);
+        self.bytes.clear();
+        self.bytes.resize(n * padded, 0);
+        self.sums.clear();
+        self.scales.clear();
+        if rows.dtype() == Dtype::I8 {
+            self.norms.clear();
+            for (i, into) in self.bytes.chunks_exact_mut(padded).enumerate() {
+                let scale = rows.scales().map_or(1.0, |scales| scales[i]);
+                let (sum, squares) = level.copy_i8(&rows.bytes()[i * d..(i + 1) * d], &mut into[..d]);
+                self.sums.push(sum);
+                self.scales.push(scale);
+                self.norms.push((f64::from(squares) * f64::from(scale).powi(2)) as f32);
+            }
+            return check_finite(&self.norms);
+        }
+        self.singles(rows, level)?;
+        let singles = match rows.dtype() {
+            Dtype::F32 => bytemuck::try_cast_slice(rows.bytes()).unwrap_or(&self.widened),
+            _ => &self.widened[..],
+        };
+        for (row, into) in singles.chunks_exact(d).zip(self.bytes.chunks_exact_mut(padded)) {
+            let factor = factor_i8(row);
+            self.sums.push(level.quantise_i8(row, factor, &mut into[..d]));
             self.scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
         }
         Ok(())

@@ -180,8 +180,11 @@ impl<'j, 'a> Worker<'j, 'a> {
         }
         slots.runs(place.offset, place.rows, &mut self.runs);
         self.tile.resize(place.rows * width, 0.0);
-        if let Packed::I16 { .. } | Packed::OneI16 { .. } = &job.queries.packed {
-            buffers.quantise(rows, level)?;
+        if let Packed::I8 { .. } | Packed::I16 { .. } | Packed::OneI16 { .. } = &job.queries.packed {
+            match &job.queries.packed {
+                Packed::I8 { .. } => buffers.quantise_i8(rows, level)?,
+                _ => buffers.quantise(rows, level)?,
+            }
             let row_scales = RowScales { norms: &buffers.norms, scales: &buffers.scales };
             self.load_halves(row_scales.norms);
             self.panels(queries, |worker, panel, first, lanes| {
@@ -195,6 +198,12 @@ impl<'j, 'a> Worker<'j, 'a> {
                             &panels[panel * d * width..][..d * width],
                             dots,
                         );
+                        worker.query_scales[..lanes.len()]
+                            .copy_from_slice(&scales[first..first + lanes.len()]);
+                    }
+                    Packed::I8 { d, panels, scales } => {
+                        let packed = &panels[panel * d * width..][..d * width];
+                        level.dots_i8(&buffers.bytes, &buffers.sums, *d, packed, dots);
                         worker.query_scales[..lanes.len()]
                             .copy_from_slice(&scales[first..first + lanes.len()]);
                     }
@@ -233,7 +242,9 @@ impl<'j, 'a> Worker<'j, 'a> {
                         );
                         level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
                     }
-                    Packed::I16 { .. } | Packed::OneI16 { .. } => unreachable!("taken above"),
+                    Packed::I8 { .. } | Packed::I16 { .. } | Packed::OneI16 { .. } => {
+                        unreachable!("taken above")
+                    }
                 }
                 worker.finish_panel(rows, norms, place, queries, &lanes, slots, result);
             });

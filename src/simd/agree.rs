@@ -171,6 +171,38 @@ fn integer_dots_are_exact_and_become_distances() {
 }
 
 #[test]
+fn dots_of_bytes_are_exact() {
+    for_each_shape(|level, width| {
+        for d in DIMS.map(|d| d.next_multiple_of(4)) {
+            let bytes = |seed: u64, n: usize| -> Vec<i8> {
+                let mut out = vec![0; n];
+                let sum = level.quantise_i8(&noise(seed, n), 127.0, &mut out);
+                assert_eq!(sum, out.iter().map(|&x| i32::from(x)).sum::<i32>());
+                out
+            };
+            let queries = bytes(3, width * d);
+            let mut panel = vec![0; width * d];
+            pack_panel_i8(&queries, d, width, &mut panel);
+            for n in ROWS {
+                let rows = bytes(4, n * d);
+                let unsigned: Vec<u8> = rows.iter().map(|x| x.cast_unsigned()).collect();
+                let sums: Vec<i32> =
+                    unsigned.chunks_exact(d).map(|row| level.copy_i8(row, &mut vec![0; d]).0).collect();
+                let mut dots = vec![0_i32; n * width];
+                level.dots_i8(&rows, &sums, d, &panel, &mut dots);
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let exact: i32 =
+                            row.iter().zip(query).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
+                        assert_eq!(dots[i * width + j], exact, "{d} {n} {i} {j}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn quantising_rounds_to_the_nearest() {
     for_each_level(|level| {
         let values = noise(9, 1001);

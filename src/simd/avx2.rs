@@ -288,6 +288,12 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
     });
 }
 
+/// Dot products of 8-bit rows with a panel of shifted 8-bit queries: the compiler's own code, never the faster choice here.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+    tile::dots_i8(rows, sums, d, panel, out);
+}
+
 /// Half to single precision.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {

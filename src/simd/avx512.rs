@@ -442,6 +442,44 @@ narrow_kernel!(
     narrow_i16, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpdpwssd", "vpaddd"
 );
 
+micro_kernel!(
+    /// Fours of 8-bit integers, queries unsigned and rows signed, summed in 32 bits: a step is four values of a row.
+    micro_i8, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpbroadcastd", "vpdpbusd", "vpaddd"
+);
+narrow_kernel!(
+    /// Fours of 8-bit integers, queries unsigned and rows signed, summed in 32 bits: a step is four values of a row.
+    narrow_i8, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", "vpdpbusd", "vpaddd"
+);
+
+/// Dot products of 8-bit rows (sums Σ x) with a panel of queries shifted by 128: out[row][lane], exact in 32 bits. `d` is
+/// a multiple of 4, `panel` is [d/4][width][4].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+    let (n, width) = (sums.len(), panel.len() / d);
+    assert!(rows.len() == d * n && d.is_multiple_of(4) && panel.len() == d * width && out.len() == n * width);
+    assert!(width == WIDTH || width == NARROW);
+    let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
+    if n < size || !is_x86_feature_detected!("avx512vnni") {
+        return tile::dots_i8(rows, sums, d, panel, out);
+    }
+    super::each_micro_tile(n, size, |row| {
+        // The shift of the queries is taken back before: the products are added to it.
+        for (out, &sum) in out[row * width..][..size * width].chunks_exact_mut(width).zip(&sums[row..]) {
+            out.fill(-128 * sum);
+        }
+        // SAFETY: rows row..row + size lie inside both; VNNI was detected.
+        unsafe {
+            let from = rows.as_ptr().add(row * d).cast();
+            let to = out.as_mut_ptr().add(row * width).cast();
+            if width == WIDTH {
+                micro_i8(from, d, d / 4, panel.as_ptr(), true, to);
+            } else {
+                narrow_i8(from, d, d / 4, panel.as_ptr(), true, 0, to);
+            }
+        }
+    });
+}
+
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
 /// is [d/2][width][2].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]

@@ -137,6 +137,19 @@ pub(super) fn sq_distances_i32(
     tile::sq_distances_i32::<Eight>(tile, min.len(), rows, query_norms, query_scales, min);
 }
 
+/// Dot products of 8-bit rows with a panel of shifted 8-bit queries: out[row][lane], exact in 32 bits.
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+    tile::dots_i8(rows, sums, d, panel, out);
+}
+
+pub(super) fn quantise_i8(row: &[f32], factor: f32, out: &mut [i8]) -> i32 {
+    tile::quantise_i8(row, factor, out)
+}
+
+pub(super) fn copy_i8(row: &[u8], out: &mut [i8]) -> (i32, i32) {
+    tile::copy_i8(row, out)
+}
+
 pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
     tile::widen_i8(row, out)
 }

@@ -3,7 +3,7 @@
 //! A CPU (or an emulator, or a compiler) that gets an instruction wrong would give wrong densities without a sign. The
 //! check takes about a millisecond.
 
-use super::{Exponent, Level, PanelSums, RowScales, pack_panel, pack_panel_i16};
+use super::{Exponent, Level, PanelSums, RowScales, pack_panel, pack_panel_i8, pack_panel_i16};
 
 /// Dimensions and rows of the check: whole steps and rests of every loop.
 const D: usize = 86;
@@ -88,6 +88,20 @@ fn results(level: Level, width: usize) -> Vec<f64> {
     let scales = RowScales { norms: &norms, scales: &vec![1.0 / 2000.0; ROWS] };
     level.sq_distances_i32(&mut tile, scales, &query_norms, &vec![1.0 / 3000.0; width], &mut min);
     all.extend(tile.iter().map(|&x| f64::from(x)));
+    let padded = D.next_multiple_of(4);
+    let (mut bytes, mut query_bytes) = (vec![0_i8; ROWS * padded], vec![0_i8; width * padded]);
+    let sums: Vec<i32> = rows
+        .chunks_exact(D)
+        .zip(bytes.chunks_exact_mut(padded))
+        .map(|(row, into)| level.quantise_i8(row, 120.0, &mut into[..D]))
+        .collect();
+    for (query, into) in queries.chunks_exact(D).zip(query_bytes.chunks_exact_mut(padded)) {
+        level.quantise_i8(query, 110.0, &mut into[..D]);
+    }
+    let mut packed = vec![0; width * padded];
+    pack_panel_i8(&query_bytes, padded, width, &mut packed);
+    level.dots_i8(&bytes, &sums, padded, &packed, &mut dots);
+    all.extend(dots.iter().map(|&x| f64::from(x)));
     let bytes: Vec<u8> = (0..=255).collect();
     let mut wide = vec![0; 256];
     all.push(f64::from(level.widen_i8(&bytes, &mut wide)));

@@ -222,6 +222,49 @@ pub(super) fn dots_i16<const WIDTH: usize>(rows: &[i16], d: usize, panel: &[i16]
     }
 }
 
+/// Dot products of 8-bit rows with a panel [d/4][width][4] of queries shifted by 128, exact in 32 bits: `sums` holds
+/// Σ x of each row, to take the shift back.
+#[inline(always)]
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+    let width = panel.len() / d;
+    assert!(d.is_multiple_of(4) && panel.len() == d * width && rows.len() == d * sums.len());
+    for ((row, &sum), out) in rows.chunks_exact(d).zip(sums).zip(out.chunks_exact_mut(width)) {
+        out.fill(-128 * sum);
+        for (four, queries) in row.as_chunks::<4>().0.iter().zip(panel.chunks_exact(4 * width)) {
+            for (out, query) in out.iter_mut().zip(queries.as_chunks::<4>().0) {
+                for i in 0..4 {
+                    *out += i32::from(four[i]) * i32::from(query[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Values times a factor, rounded to the nearest 8-bit integer; |value · factor| stays below 127.5. Returns their sum.
+#[inline(always)]
+pub(super) fn quantise_i8(row: &[f32], factor: f32, out: &mut [i8]) -> i32 {
+    let mut sum = 0;
+    for (into, &value) in out.iter_mut().zip(row) {
+        // As in `quantise`: the integer stands in the low bits of the mantissa.
+        let integer = (value * factor + 12_582_912.0).to_bits() as i8;
+        *into = integer;
+        sum += i32::from(integer);
+    }
+    sum
+}
+
+/// Copies 8-bit rows; returns Σ x and Σ x².
+#[inline(always)]
+pub(super) fn copy_i8(row: &[u8], out: &mut [i8]) -> (i32, i32) {
+    let (mut sum, mut squares) = (0, 0);
+    for (into, &byte) in out.iter_mut().zip(row) {
+        *into = byte.cast_signed();
+        sum += i32::from(*into);
+        squares += i32::from(*into) * i32::from(*into);
+    }
+    (sum, squares)
+}
+
 /// Values times a factor, rounded to the nearest 16-bit integer (ties to even). |value · factor| stays below 2¹⁵.
 #[inline(always)]
 pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
