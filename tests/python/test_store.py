@@ -426,12 +426,12 @@ def test_damaged_documents_are_refused_where_they_are_read(tmp_path: Path) -> No
 def test_a_store_of_format_version_1_is_read_as_it_was_written() -> None:
     """Written by the first version of lmd3; every later one must read it so."""
     folder = Path(__file__).parents[1] / "formats" / "v1"
-    for name in ("float16", "float32", "int8"):
+    for name in ("float16", "float32", "bfloat16", "int8"):
         store = open_store(folder / name)
         assert (store.n, store.d, store.dtype, store.groups) == (5, 3, name, ["a", "b"])
         angles = np.arange(5)
         expected = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1)
-        tolerance = {"float16": 5e-4, "float32": 1e-7, "int8": 4e-3}[name]
+        tolerance = {"float16": 5e-4, "float32": 1e-7, "bfloat16": 4e-3, "int8": 4e-3}[name]
         np.testing.assert_allclose(store.rows(angles), expected, atol=tolerance)
         assert store.documents(angles, ("id", "group", "text", "tokens", "truncated")).to_pydict() == {
             "id": ["x0", "x1", "x2", "x3", "x4"],
