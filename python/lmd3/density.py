@@ -531,6 +531,7 @@ class KernelDensity:
             "exclude_within": exclude_within,
             "weights": None if self._weights is None else xxh3(self._weights.tobytes()),
             "precision": self._precision(),
+            "rounding": self.store_.rounding,
             "simd": _lmd3.simd_level(),
         }
 

@@ -32,6 +32,7 @@ def inspect(
     opened = lmd3.open_store(path)
     manifest = opened.manifest
     shown = opened.documents(np.arange(min(rows, opened.n)), ("id", "group", "text")).to_pylist()
+    runs = opened.group_runs()
     facts: dict[str, Any] = {
         "path": str(path),
         "kind": f"store, version {manifest['version']}" if manifest else "bare vectors",
@@ -51,8 +52,8 @@ def inspect(
         "encoder": opened.encoder,
         "groups": manifest.get("groups", []),
         "rounding": opened.rounding,
-        "group_run": opened.n / opened.group_runs() if len(opened.groups) > 1 else None,
-        "advice": _advice(opened.n, len(opened.groups), opened.group_runs()),
+        "group_run": opened.n / runs if len(opened.groups) > 1 else None,
+        "advice": _advice(opened.n, len(opened.groups), runs),
         "first_rows": shown,
     }
     emit(facts, text=_page(facts))
@@ -97,6 +98,7 @@ def _page(facts: dict[str, Any]) -> str:
     )
     line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB, opened by {facts['opened_by']}")
     line("norms", "1" if facts["normalised"] else "any")
+    line("rounding", f"{facts['rounding']:.2g} of a row's norm")
     line("ids", _ids(facts))
     line("texts", "kept" if facts["texts"] else "not kept")
     encoder = facts["encoder"]
