@@ -19,6 +19,9 @@ from lmd3.results import read_json
 #: What the command line takes where nothing is said; the first is the primary one.
 DEFAULT_RULES = ("ess=1000", "ess=10", "ess=100", "ess=10000")
 
+#: How near the median density of `mu=` must come to its target, relatively, and rounds that may take.
+MU_TOLERANCE, MU_ROUNDS = 0.01, 12
+
 #: A target of effective rows above this share of the corpus is no local density.
 LARGEST_SHARE = 0.25
 
@@ -31,12 +34,13 @@ class Rule:
 
     Attributes:
         kind: "number" (h itself), "ess" (median effective sample size over the queries), "mass" (median
-        kernel sum).
+            kernel sum), "mu" (median density, the mean of the kernel over the rows: the rule of DEANN,
+            arXiv 2107.02736).
         value: the number or target.
         text: as the user wrote it.
     """
 
-    kind: Literal["number", "ess", "mass"]
+    kind: Literal["number", "ess", "mass", "mu"]
     value: float
     text: str
 
@@ -71,7 +75,7 @@ class Bandwidth:
 
 
 def parse_rule(text: str | float) -> Rule:
-    """The rule of `0.2`, `ess=1000` or `mass=10`.
+    """The rule of `0.2`, `ess=1000`, `mass=10` or `mu=0.01`.
 
     Raises:
         ParameterError: not such a rule, or a number that is not finite and positive.
@@ -82,13 +86,15 @@ def parse_rule(text: str | float) -> Rule:
         number = float(value)
     except ValueError:
         number = math.nan
-    if kind not in ("number", "ess", "mass") or not (math.isfinite(number) and number > 0):
+    if kind not in ("number", "ess", "mass", "mu") or not (math.isfinite(number) and number > 0):
         raise ParameterError(
-            f"bandwidth {label!r} is no positive number, ess=N or mass=N",
+            f"bandwidth {label!r} is no positive number, ess=N, mass=N or mu=X",
             remedy="for example 0.1, ess=1000, mass=10 or @bandwidth.json",
         )
     if kind == "ess" and number <= 1:
         raise ParameterError(f"bandwidth {label!r}: an effective sample size is above 1")
+    if kind == "mu" and number >= 1:
+        raise ParameterError(f"bandwidth {label!r}: a median density of kernels of height 1 is below 1")
     return Rule(kind, number, label)  # type: ignore[arg-type]
 
 
@@ -169,14 +175,13 @@ def resolve(
     scale: float,
     sampled_rows: int,
     row_share: float = 1.0,
+    weight: float | None = None,
 ) -> list[Bandwidth]:
     """Turns rules into numbers.
 
     The median over the sampled queries of the effective sample size (or of the kernel sum) grows with h; it
-    is
-    computed on a wide grid, on a fine grid around each target, and interpolated in log-log; a last
-    evaluation at the
-    bandwidths found gives the value achieved.
+    is computed on a wide grid, on a fine grid around each target, and interpolated in log-log; a last
+    evaluation at the bandwidths found gives the value achieved. `mu` is refined until it is within 1 %.
 
     Args:
         rules: the rules.
@@ -186,6 +191,8 @@ def resolve(
         scale: a typical distance between a query and a row.
         sampled_rows: rows of the sample.
         row_share: share of the corpus's rows in the sample: sums and effective sizes are divided by it.
+        weight: weight of the sampled rows, of which a density is the kernel sum's share; None where each
+            weighs 1.
 
     Raises:
         ParameterError: a target that no bandwidth reaches.
@@ -194,16 +201,22 @@ def resolve(
     solved: dict[Rule, Bandwidth] = {}
     if wanted:
         coarse = scale * np.geomspace(2e-3, 50.0, 36)
-        tables = _medians(evaluate, coarse, row_share)
+        total = sampled_rows if weight is None else weight
+        tables = _medians(evaluate, coarse, row_share, total)
         brackets = {rule: _bracket(coarse, tables[rule.kind], rule) for rule in wanted}
         fine = np.unique(np.concatenate([np.geomspace(low, high, 7) for low, high in brackets.values()]))
-        tables = _medians(evaluate, fine, row_share)
+        tables = _medians(evaluate, fine, row_share, total)
         found = [_interpolate(fine, tables[rule.kind], rule) for rule in wanted]
+        found = [
+            _refine(evaluate, fine, tables["mu"], rule, total) if rule.kind == "mu" else h
+            for rule, h in zip(wanted, found, strict=True)
+        ]
         log_sums, ess = evaluate(found)
         for column, (rule, h) in enumerate(zip(wanted, found, strict=True)):
-            values = (
-                ess[:, column] / row_share if rule.kind == "ess" else np.exp(log_sums[:, column]) / row_share
-            )
+            if rule.kind == "ess":
+                values = ess[:, column] / row_share
+            else:
+                values = np.exp(log_sums[:, column]) / (row_share if rule.kind == "mass" else total)
             low, middle, high = _median_interval(values)
             solved[rule] = Bandwidth(kernel, h, rule.text, middle, low, high, len(values), sampled_rows)
     return [
@@ -212,15 +225,52 @@ def resolve(
 
 
 def _medians(
-    evaluate: Evaluate, grid: NDArray[np.float64], row_share: float
+    evaluate: Evaluate, grid: NDArray[np.float64], row_share: float, total: float
 ) -> dict[str, NDArray[np.float64]]:
-    """Logarithms of the medians of both quantities at each h."""
+    """Logarithms of the medians of the quantities at each h."""
     log_sums, ess = evaluate([float(h) for h in grid])
     with np.errstate(divide="ignore"):
         return {
             "ess": np.log(np.median(ess, axis=0) / row_share),
             "mass": np.median(log_sums, axis=0) - math.log(row_share),
+            "mu": _log_median(log_sums) - math.log(total),
         }
+
+
+def _log_median(log_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of the median of exp(values) (Q, B) over Q: between two middle values the mean is of exp."""
+    ordered = np.sort(log_values, axis=0)
+    n = len(ordered)
+    middle: NDArray[np.float64] = np.logaddexp(ordered[(n - 1) // 2], ordered[n // 2]) - math.log(2.0)
+    return middle
+
+
+def _refine(
+    evaluate: Evaluate,
+    grid: NDArray[np.float64],
+    values: NDArray[np.float64],
+    rule: Rule,
+    total: float,
+) -> float:
+    """The h whose median density is within 1 % of the target: finer grids around it until it is met.
+
+    Raises:
+        ParameterError: the median steps over the target, as it does for the tophat kernel and few rows.
+    """
+    for _ in range(MU_ROUNDS):
+        low, high = _bracket(grid, values, rule)
+        guess = _interpolate(grid, values, rule)
+        grid = np.unique([*np.geomspace(low, high, 7), guess])
+        medians = _medians(evaluate, grid, 1.0, total)["mu"]
+        nearest = int(np.argmin(np.abs(medians - math.log(rule.value))))
+        if abs(math.exp(medians[nearest]) / rule.value - 1.0) <= MU_TOLERANCE:
+            return float(grid[nearest])
+        values = medians
+    raise ParameterError(
+        f"bandwidth {rule.text}: the median density steps over it; the nearest is "
+        f"{math.exp(values[nearest]):.4g}",
+        remedy="ask for another target, or take a kernel without an edge",
+    )
 
 
 def _bracket(grid: NDArray[np.float64], values: NDArray[np.float64], rule: Rule) -> tuple[float, float]:
@@ -241,6 +291,9 @@ def _interpolate(grid: NDArray[np.float64], values: NDArray[np.float64], rule: R
     at = int(np.flatnonzero(values >= target)[0])
     if at == 0:
         return float(grid[0])
+    if values[at - 1] == -math.inf:
+        # The sum of a compact kernel sets in between the two.
+        return float(grid[at])
     share = (target - values[at - 1]) / (values[at] - values[at - 1])
     return float(grid[at - 1] * (grid[at] / grid[at - 1]) ** share)
 

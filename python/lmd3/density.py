@@ -1,7 +1,7 @@
 """Kernel density of a corpus at queries: scikit-learn's manners outside, the fused scan inside.
 
-Kernels and their normalising constants are those of scikit-learn's `KernelDensity` (for the constants in d
-dimensions see its `_kde` module's documentation); densities are always computed in log space.
+Kernels and their normalising constants are those of `lmd3.kernels`; densities are always computed in log
+space.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
 
 from lmd3 import _lmd3
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, resolve, split_rules
@@ -29,12 +28,10 @@ from lmd3.errors import (
     VerificationError,
 )
 from lmd3.executors.partials import FOLDER, Partials, read_job, write_job
+from lmd3.kernels import FUSED, KERNELS, log_kernel, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable, write_json
 from lmd3.store import Store, open_store, xxh3
-
-#: Kernels by name.
-KERNELS = ("exponential", "gaussian")
 
 #: Queries that a bandwidth rule looks at.
 RULE_QUERIES = 1000
@@ -49,27 +46,6 @@ PRECISIONS = ("auto", "float32", "int16")
 _STEP = 1 << 16
 
 Source = str | Path | NDArray[Any] | Store
-
-
-def log_normalizer(kernel: str, dimensions: int, bandwidth: float) -> float:
-    """Logarithm of the kernel's integral over ℝᵈ, to be subtracted from a log density.
-
-    exponential: log(2π^{d/2}/Γ(d/2)) + log Γ(d) + d·log h; gaussian: (d/2)·log(2πh²).
-
-    Raises:
-        ParameterError: unknown kernel.
-    """
-    d = dimensions
-    if kernel == "exponential":
-        sphere = math.log(2.0) + 0.5 * d * math.log(math.pi) - gammaln(0.5 * d)
-        return float(sphere + gammaln(d) + d * math.log(bandwidth))
-    if kernel == "gaussian":
-        return 0.5 * d * math.log(2.0 * math.pi) + d * math.log(bandwidth)
-    raise _unknown_kernel(kernel)
-
-
-def _unknown_kernel(kernel: object) -> ParameterError:
-    return ParameterError(f"unknown kernel {kernel!r}", remedy=f"choose one of {', '.join(KERNELS)}")
 
 
 def _as_source(source: Source | ArrayLike, what: str) -> Store:
@@ -95,11 +71,13 @@ class KernelDensity:
     are rounded to float32).
 
     Args:
-        kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), or a list of them.
+        kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), the fast ones; or, slower, "vmf"
+            (von Mises–Fisher, exp((⟨x,q⟩ − 1)/h²), for unit vectors only), "laplacian" (exp(−‖x − q‖₁/h)),
+            "tophat", "epanechnikov" or "linear" (zero from distance h on); or a list of them.
         bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is
-            1000; "mass=10": whose median kernel sum is 10), or "@bandwidth.json", or a list of these; the
-            first is the primary one. A rule is resolved by `fit(…, queries=…)`, else by the first scoring
-            call, and kept.
+            1000; "mass=10": whose median kernel sum is 10; "mu=0.01": whose median density is 0.01), or
+            "@bandwidth.json", or a list of these; the first is the primary one. A rule is resolved by
+            `fit(…, queries=…)`, else by the first scoring call, and kept.
         normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` does
             not by default: on a sphere the constant of ℝᵈ means nothing.)
         threads: threads; None takes all cores.
@@ -362,7 +340,7 @@ class KernelDensity:
             raise ParameterError("no kernel given")
         for kernel in kernels:
             if kernel not in KERNELS:
-                raise _unknown_kernel(kernel)
+                raise unknown_kernel(kernel)
         if len(set(kernels)) < len(kernels):
             raise ParameterError("a kernel was given twice")
         return kernels
@@ -384,7 +362,7 @@ class KernelDensity:
             resolved = read_bandwidths(files[0][1:])
             for entry in resolved:
                 if entry.kernel not in KERNELS:
-                    raise _unknown_kernel(entry.kernel)
+                    raise unknown_kernel(entry.kernel)
             return resolved, False
         parsed = [parse_rule(rule) for rule in rules]
         if len({rule.text for rule in parsed}) < len(parsed):
@@ -616,8 +594,16 @@ class KernelDensity:
                 )
                 return scan.total.log_sum, scan.total.ess
 
+            # ‖x − q‖₁ is about √(2d/π) times the Euclidean distance.
+            stretch = math.sqrt(2.0 * self.store_.d / math.pi) if kernel == "laplacian" else 1.0
             resolved += resolve(
-                rules, kernel, evaluate, scale=scale, sampled_rows=estimator.store_.n, row_share=share
+                rules,
+                kernel,
+                evaluate,
+                scale=stretch * scale,
+                sampled_rows=estimator.store_.n,
+                row_share=share,
+                weight=None if self._weights is None else float(self._weights.sum(dtype=np.float64)),
             )
         self._keep(resolved)
 
@@ -636,7 +622,9 @@ class KernelDensity:
         at most all.
         """
         store = self.store_
-        smallest = min((rule.value for rule in rules if rule.kind != "number"), default=1.0)
+        # A density of mu is a kernel sum of mu times the rows.
+        targets = [r.value * (store.n if r.kind == "mu" else 1) for r in rules if r.kind != "number"]
+        smallest = min(targets, default=1.0)
         rows = max(RULE_ROWS, math.ceil(store.n * RULE_EFFECTIVE / smallest))
         # A gathered sample must fit the memory allowed; weights and left-out rows need the whole.
         if all_rows or rows >= store.n or self._weights is not None or rows * store.d * 4 > self.max_memory:
@@ -745,7 +733,9 @@ class _Tables:
                     "ess": estimate.ess[:, b],
                     "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
                     "method": _constant("exact", q),
-                    "precision": _constant(self.kde._precision(), q),
+                    "precision": _constant(
+                        self.kde._precision() if bandwidth.kernel in FUSED else "float64", q
+                    ),
                     "flags": pa.array(np.where(np.isneginf(log_density), "zero", "").tolist(), pa.string()),
                 }
                 tables.append(pa.table(columns, schema=DENSITY))
@@ -778,26 +768,28 @@ class _Tables:
         rows, distances = self.rows[:, :k], self.distances[:, :k]
         present = rows >= 0
         flat, query = rows[present], np.repeat(np.arange(len(rows)), k).reshape(rows.shape)[present]
-        cosine = np.empty(len(flat))
+        cosine, exponent = np.empty(len(flat)), np.empty(len(flat))
+        primary = self.kde.bandwidths_[0]
         for start in range(0, len(flat), 1 << 14):
             part = slice(start, start + (1 << 14))
             vectors = self.corpus.rows(flat[part]).astype(np.float64)
+            own = self.matrix[query[part]].astype(np.float64)
+            exponent[part] = log_kernel(
+                primary.kernel, primary.bandwidth, distances[present][part], vectors, own
+            )
             with np.errstate(divide="ignore", invalid="ignore"):
-                dots = np.einsum("ij,ij->i", vectors, self.matrix[query[part]].astype(np.float64))
+                dots = np.einsum("ij,ij->i", vectors, own)
                 cosine[part] = dots / (np.linalg.norm(vectors, axis=1) * self.norms[query[part]])
-        primary = self.kde.bandwidths_[0]
-        g = distances[present]
-        exponent = (
-            -g / primary.bandwidth if primary.kernel == "exponential" else -0.5 * (g / primary.bandwidth) ** 2
-        )
-        share = self._weights(flat) * np.exp(exponent - self.scan.total.log_sum[query, 0])
+        with np.errstate(invalid="ignore"):
+            # NaN, so null, where the density is zero.
+            share = self._weights(flat) * np.exp(exponent - self.scan.total.log_sum[query, 0])
         rank = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(rows), 1))[present]
         columns = {
             "id": pa.array(self.ids, pa.string()).take(pa.array(query)),
             "rank": rank,
             "neighbor_id": self._names(flat),
             "neighbor_group": self._groups(flat),
-            "distance": g,
+            "distance": distances[present],
             "cosine": _nullable(cosine),
             "share": _nullable(share),
         }

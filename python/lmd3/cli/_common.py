@@ -65,14 +65,19 @@ OutcomeValueOption = Annotated[
 ]
 KernelOption = Annotated[
     list[str] | None,
-    typer.Option("--kernel", help="exponential or gaussian; repeatable [default: exponential]."),
+    typer.Option(
+        "--kernel",
+        metavar="K",
+        help="exponential or gaussian; slower: vmf, laplacian, tophat, epanechnikov, linear; repeatable "
+        "[default: exponential].",
+    ),
 ]
 BandwidthOption = Annotated[
     list[str] | None,
     typer.Option(
         "--bandwidth",
         metavar="B",
-        help="A number, ess=N, mass=N or @bandwidth.json; repeatable, the first is the primary one "
+        help="A number, ess=N, mass=N, mu=X or @bandwidth.json; repeatable, the first is the primary one "
         "[default: ess=1000 ess=10 ess=100 ess=10000].",
     ),
 ]
