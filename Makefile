@@ -28,9 +28,9 @@ check: build  ## formatting, lints, types
 	$(BIN)/python -m mypy.stubtest lmd3._lmd3
 
 .PHONY: bench
-bench: build  ## the benchmarks
+bench: build $(VENV)/.bench  ## the benchmarks
 	cargo bench
-	set -e; for script in $(wildcard benches/*.py); do $(BIN)/python $$script; done
+	$(BIN)/python benches/scan.py
 
 .PHONY: wheel
 wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later
@@ -45,7 +45,7 @@ build: $(VENV)/.installed  ## the extension into .venv
 
 .PHONY: lock
 lock: $(VENV)/.installed  ## the newest versions into constraints.txt
-	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group neural --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group neural --group bench --universal --python-version 3.11 \
 		--upgrade --quiet --no-header --no-annotate --no-emit-index-url --output-file constraints.txt
 
 .PHONY: clean
@@ -64,4 +64,8 @@ $(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
 
 $(VENV)/.neural: $(VENV)/.installed
 	$(INSTALL) --group neural
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(INSTALL) --group bench
 	@touch $@
