@@ -571,7 +571,7 @@ proptest! {
         cuts.sort_unstable();
         // Each shard is a segment at least; empty ones have none.
         let views = shards(&bytes, d, &cuts, Some(&codes), None);
-        let segments = views.iter().filter(|view| view.rows.len() > 0).count();
+        let segments = views.iter().filter(|view| !view.rows.is_empty()).count();
         let level = Level::available().pop().unwrap();
         let mut request = request(&queries, d, level);
         request.kernels = kernels(&[0.2, 1.0]);

@@ -25,6 +25,9 @@ MU_TOLERANCE, MU_ROUNDS = 0.01, 12
 #: A target of effective rows above this share of the corpus is no local density.
 LARGEST_SHARE = 0.25
 
+#: Where bandwidths are looked for first, relative to the typical distance.
+COARSE_GRID = np.geomspace(2e-3, 50.0, 36)
+
 Evaluate = Callable[[Sequence[float]], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
@@ -200,7 +203,7 @@ def resolve(
     wanted = [rule for rule in rules if rule.kind != "number"]
     solved: dict[Rule, Bandwidth] = {}
     if wanted:
-        coarse = scale * np.geomspace(2e-3, 50.0, 36)
+        coarse = scale * COARSE_GRID
         total = sampled_rows if weight is None else weight
         tables = _medians(evaluate, coarse, row_share, total)
         brackets = {rule: _bracket(coarse, tables[rule.kind], rule) for rule in wanted}

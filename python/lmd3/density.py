@@ -18,7 +18,16 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3 import _lmd3
-from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, resolve, split_rules
+from lmd3.bandwidth import (
+    COARSE_GRID,
+    DEFAULT_RULES,
+    Bandwidth,
+    Rule,
+    parse_rule,
+    read_bandwidths,
+    resolve,
+    split_rules,
+)
 from lmd3.errors import (
     JoinError,
     ModelError,
@@ -27,11 +36,12 @@ from lmd3.errors import (
     ShapeError,
     VerificationError,
 )
-from lmd3.executors.partials import FOLDER, Partials, read_job, write_job
+from lmd3.executors.partials import FOLDER, Part, Partials, read_job, write_job
 from lmd3.kernels import FUSED, KERNELS, log_kernel, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable, write_json
 from lmd3.store import Store, open_store, xxh3
+from lmd3.system import cores
 
 #: Queries that a bandwidth rule looks at.
 RULE_QUERIES = 1000
@@ -44,6 +54,9 @@ PRECISIONS = ("auto", "float32", "int16")
 
 #: Rows (or names) handled at once where all would take too much memory.
 _STEP = 1 << 16
+
+#: Bytes of an element.
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Source = str | Path | NDArray[Any] | Store
 
@@ -332,7 +345,143 @@ class KernelDensity:
         )
         return table
 
+    def plan(
+        self,
+        queries: Source | ArrayLike,
+        neighbors: int = 10,
+        by_group: bool = False,
+        *,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        seconds: float = 1.0,
+    ) -> dict[str, Any]:
+        """What `density` would read, compute and take, by the rates of a probe on the same rows and queries.
+
+        Args:
+            queries: as for `density`, and so are the next four.
+            neighbors: see above.
+            by_group: see above.
+            exclude_self: see above.
+            exclude_within: see above.
+            seconds: how long each probe runs.
+
+        Returns:
+            `rows`, `queries`, `dimensions`, `segments`; `bytes` of the rows read, in how many `passes`;
+            `operations` (2 per row, query and dimension); `operations_per_second` of the probe;
+            `bandwidth_seconds` to resolve rules and `scan_seconds`, together `seconds`; `partial_bytes` that
+            the partial files take at most; `simd`, `threads`.
+
+        Raises:
+            InputError: and its kinds: whatever `density` would refuse before its work.
+        """
+        self._check_fitted()
+        corpus = self.store_
+        store = _as_source(queries, "queries")
+        matrix = self._query_matrix(store)
+        own = self._own_rows(store, matrix) if exclude_self else None
+        k = min(max(neighbors, 1), corpus.n)
+        generator = np.random.default_rng(self.seed)
+        scale = _typical_distance(corpus, matrix, generator)
+        rules = [] if hasattr(self, "bandwidths_") else self._allowed_rules()[0]
+        kernels = self._kernels()
+        pairs = self._pairs() if not rules else [(kernel, 0.1 * scale) for kernel in kernels for _ in rules]
+        rate = self._probe(
+            matrix,
+            pairs,
+            seconds,
+            neighbors=k,
+            by_group=by_group,
+            own=own,
+            exclude_within=exclude_within,
+            tables=True,
+        )
+        bandwidth_seconds = 0.0
+        if wanted := sum(rule.kind != "number" for rule in rules):
+            sample = matrix[: min(len(matrix), RULE_QUERIES)]
+            part = None if own is None else np.ascontiguousarray(own[: len(sample)])
+            grid = [(kernels[0], float(h)) for h in scale * COARSE_GRID]
+            coarse = 1 / self._probe(sample, grid, seconds / 2, own=part, exclude_within=exclude_within)
+            few = min(1 / rate, coarse)
+            # A fine grid of 7 around each target, and a last look at what was found, lie between the two.
+            fine = few + (coarse - few) * min(1.0, 7 * wanted / len(grid))
+            each = self._rule_sample(rules, own is not None) * len(sample)
+            bandwidth_seconds = len(kernels) * each * (coarse + fine + few)
+        lengths = _lmd3.segments(self._source())
+        per_pair = 2.0 * corpus.d
+        size = corpus.d * _ELEMENT_BYTES.get(corpus.dtype, 4) + (4 if corpus.dtype == "int8" else 0)
+        groups = self._groups_of_segments(lengths) if by_group else len(lengths)
+        # Three numbers per group and kernel; row and distance of each neighbour; cosine, count.
+        sums, found = groups * len(pairs) * 24, len(lengths) * (k * 16 + 8)
+        scan_seconds = float(corpus.n) * len(matrix) / rate
+        return {
+            "rows": corpus.n,
+            "queries": len(matrix),
+            "dimensions": corpus.d,
+            "segments": len(lengths),
+            "bytes": corpus.n * size,
+            "passes": 1,
+            "operations": per_pair * corpus.n * len(matrix),
+            "operations_per_second": per_pair * rate,
+            "bandwidth_seconds": bandwidth_seconds,
+            "scan_seconds": scan_seconds,
+            "seconds": bandwidth_seconds + scan_seconds,
+            "partial_bytes": len(matrix) * (sums + found) + len(lengths) * corpus.d * 8,
+            "simd": _lmd3.simd_level(),
+            "threads": self.threads or cores(),
+        }
+
     # --- inside ---
+
+    def _probe(
+        self, queries: NDArray[np.float32], kernels: list[tuple[str, float]], seconds: float, **options: Any
+    ) -> float:
+        """Pairs of rows and queries per second, by scanning for about so long."""
+
+        class Enough(Exception):
+            pass
+
+        started = time.perf_counter()
+        reached = [(started, 0)]
+
+        def report(done: int, total: int) -> None:
+            now = time.perf_counter()
+            if done > reached[-1][1]:
+                reached.append((now, done))
+            # At least two looks at work that has begun, else a few blocks decide.
+            if now - started > seconds and len(reached) > 2:
+                raise Enough
+
+        def drop(part: Part) -> None:
+            pass
+
+        source = self._source()
+        total = self.store_.n * len(queries)
+        try:
+            _lmd3.scan_parts(
+                source,
+                queries,
+                kernels,
+                0,
+                len(_lmd3.segments(source)),
+                drop,
+                **self._options(**options),
+                progress=report,
+            )
+        except Enough:
+            # From the first look on: packing the queries is not part of the rate.
+            (first, before), (last, done) = reached[1], reached[-1]
+            return (done - before) / (last - first)
+        return total / max(time.perf_counter() - started, 1e-9)
+
+    def _groups_of_segments(self, lengths: Sequence[int]) -> int:
+        """The number of groups present in each segment, summed."""
+        codes = self.store_.group_codes()
+        if codes is None:
+            return len(lengths)
+        ends = np.cumsum(lengths)
+        return sum(
+            len(np.unique(codes[end - n : end])) for n, end in zip(lengths, ends.tolist(), strict=True)
+        )
 
     def _kernels(self) -> list[str]:
         kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)
@@ -622,18 +771,26 @@ class KernelDensity:
         at most all.
         """
         store = self.store_
-        # A density of mu is a kernel sum of mu times the rows.
-        targets = [r.value * (store.n if r.kind == "mu" else 1) for r in rules if r.kind != "number"]
-        smallest = min(targets, default=1.0)
-        rows = max(RULE_ROWS, math.ceil(store.n * RULE_EFFECTIVE / smallest))
-        # A gathered sample must fit the memory allowed; weights and left-out rows need the whole.
-        if all_rows or rows >= store.n or self._weights is not None or rows * store.d * 4 > self.max_memory:
+        rows = self._rule_sample(rules, all_rows)
+        if rows == store.n:
             return self, 1.0
         chosen = np.sort(generator.choice(store.n, rows, replace=False))
         sample = KernelDensity(threads=self.threads, max_memory=self.max_memory, precision=self.precision)
         sample.store_ = open_store(store.rows(chosen))
         sample._weights = None
         return sample, rows / store.n
+
+    def _rule_sample(self, rules: Sequence[Rule], all_rows: bool) -> int:
+        """How many rows the rules look at."""
+        store = self.store_
+        # A density of mu is a kernel sum of mu times the rows.
+        targets = [r.value * (store.n if r.kind == "mu" else 1) for r in rules if r.kind != "number"]
+        smallest = min(targets, default=1.0)
+        rows = max(RULE_ROWS, math.ceil(store.n * RULE_EFFECTIVE / smallest))
+        # A gathered sample must fit the memory allowed; weights and left-out rows need the whole.
+        if all_rows or self._weights is not None or rows * store.d * 4 > self.max_memory:
+            return store.n
+        return min(rows, store.n)
 
     def _run(self, queries: Store, scan: _lmd3.Scan, table: DensityTable) -> dict[str, Any]:
         store = self.store_

@@ -1,8 +1,10 @@
-"""What this machine can do: the SIMD levels of the scan."""
+"""What this machine can do: the SIMD levels of the scan, its arithmetic and its memory."""
 
 from __future__ import annotations
 
+import os
 import warnings
+from typing import Any
 
 from lmd3 import _lmd3
 
@@ -24,3 +26,37 @@ def simd_level() -> str:
 def simd_levels() -> list[str]:
     """All SIMD levels this CPU has, lowest first."""
     return _lmd3.simd_levels()
+
+
+def cores() -> int:
+    """Logical CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(threads: int | None = None, seconds: float = 0.4) -> dict[str, Any]:
+    """Measures what a scan can't exceed, on one thread and on all.
+
+    Args:
+        threads: all [default: every core].
+        seconds: of each measurement.
+
+    Returns:
+        `threads`; `f32_peak_one` and `f32_peak_all`: operations (2 a multiply-add) per second of a loop that
+        touches nothing but registers; `implied_clock_one` and `implied_clock_all`: Hz at which two vector
+        multiply-adds a cycle give them (None at the portable level); `clock`: Hz by dependent additions;
+        `read_bandwidth_one` and `read_bandwidth_all`: bytes per second from memory (512 MiB are read).
+    """
+    threads = threads or cores()
+    one, clock_one = _lmd3.peak_arithmetic(1, seconds)
+    every, clock_all = _lmd3.peak_arithmetic(threads, seconds)
+    size = 1 << 29
+    return {
+        "threads": threads,
+        "f32_peak_one": one,
+        "f32_peak_all": every,
+        "implied_clock_one": clock_one,
+        "implied_clock_all": clock_all,
+        "clock": _lmd3.clock(seconds / 2),
+        "read_bandwidth_one": _lmd3.read_bandwidth(1, size, seconds),
+        "read_bandwidth_all": _lmd3.read_bandwidth(threads, size, seconds),
+    }

@@ -4,6 +4,7 @@
 //! tile, never per pair. `portable` is the readable reference; `agree` holds the others to it.
 
 mod level;
+pub mod peak;
 mod portable;
 mod prove;
 mod tile;

@@ -387,5 +387,5 @@ folder.cleanup()
     ],
 )
 def test_a_corpus_under_itself_in_bounded_memory(n: int, d: int, memory: int) -> None:
-    """The bound: `max_memory`, and a kilobyte per query for what the result itself takes."""
-    assert peak_memory(SELF.format(n=n, d=d, memory=memory, neighbors=0)) < memory + 1000 * n
+    """The bound: `max_memory`, a kilobyte per query for the result itself, and 32 MB for what runs anyway."""
+    assert peak_memory(SELF.format(n=n, d=d, memory=memory, neighbors=0)) < memory + 1000 * n + 32_000_000

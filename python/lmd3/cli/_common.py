@@ -144,7 +144,7 @@ def emit(result: Mapping[str, Any], json: bool | None = None, text: str | None =
     if manners.json if json is None else json:
         print(_json.dumps(_plain(result), ensure_ascii=False))
         return
-    print(_lines(result) if text is None else text)
+    print(lines_of(result) if text is None else text)
 
 
 def _plain(value: Any) -> Any:
@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _lines(result: Mapping[str, Any]) -> str:
+def lines_of(result: Mapping[str, Any]) -> str:
     width = max((len(str(key)) for key in result), default=0)
     return "\n".join(
         f"{str(key).replace('_', ' '):<{width}}  {_cell(value)}" for key, value in result.items()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +15,6 @@ from lmd3.cli._common import (
     GroupOption,
     IdOption,
     KernelOption,
-    OutOption,
     SeedOption,
     TextOption,
     ThreadsOption,
@@ -35,7 +35,9 @@ PRECISIONS, METHODS = ("auto", "float32", "int16"), ("exact",)
 def density(
     corpus: CorpusArgument,
     queries: QueriesArgument,
-    out: OutOption,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The folder that is written.", show_default=False)
+    ] = None,
     kernel: KernelOption = None,
     bandwidth: BandwidthOption = None,
     neighbors: Annotated[int, typer.Option("--neighbors", min=0, help="Nearest rows listed per query.")] = 10,
@@ -47,6 +49,9 @@ def density(
     ] = False,
     precision: PrecisionOption = "auto",
     method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what the job would read, compute and take.")
+    ] = False,
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
@@ -68,18 +73,28 @@ def density(
       lmd3 density corpus.lmd3 questions.jsonl --text question -o density/
       lmd3 density corpus.lmd3 queries.npy --bandwidth 0.1 --bandwidth ess=100 --by-group -o density/
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
+      lmd3 density corpus.lmd3 questions.jsonl --plan
     """
     from lmd3.cli._density import estimator, open_sides
     from lmd3.executors.partials import FOLDER, is_unfinished
     from lmd3.results import DENSITY_FILES
 
-    _common.prepare_output(out, force or is_unfinished(out), results=DENSITY_FILES)
+    if out is not None and not plan:
+        _common.prepare_output(out, force or is_unfinished(out), results=DENSITY_FILES)
+    elif out is None and not plan:
+        raise ParameterError("no -o/--out given", remedy="name the folder to write, or ask for --plan")
     for name, value, known in (("precision", precision, PRECISIONS), ("method", method, METHODS)):
         if value not in known:
             raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
     kde = estimator(kernel, bandwidth, threads, seed, precision)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
+    if out is None or plan:
+        found = kde.fit(store).plan(
+            asked, neighbors, by_group, exclude_self=exclude_self, exclude_within=exclude_within
+        )
+        _common.emit(found, text="\n".join(_plan(found)))
+        return
     if force:
         # Anew; and what is killed from here on must not look complete.
         shutil.rmtree(out / FOLDER, ignore_errors=True)
@@ -131,3 +146,30 @@ def density(
         },
         text="\n".join(lines),
     )
+
+
+def _plan(plan: dict[str, Any]) -> list[str]:
+    """A plan in words."""
+    from lmd3.progress import duration
+
+    rate = f"{plan['operations_per_second'] / 1e9:,.1f} GFLOP/s in a probe"
+    lines = [
+        f"{plan['queries']:,} queries × {plan['rows']:,} rows of {plan['dimensions']:,} dimensions",
+        f"  reads      {_bytes(plan['bytes'])} in {plan['segments']:,} segments, {plan['passes']} pass",
+        f"  computes   {plan['operations']:.3g} operations ({rate}, {plan['simd']}, "
+        f"{plan['threads']} threads)",
+        f"  partials   {_bytes(plan['partial_bytes'])} at most",
+    ]
+    if plan["bandwidth_seconds"]:
+        lines.append(f"  bandwidths {duration(plan['bandwidth_seconds'])}")
+    lines += [f"  scan       {duration(plan['scan_seconds'])}", f"  expected   {duration(plan['seconds'])}"]
+    return lines
+
+
+def _bytes(count: float) -> str:
+    """Bytes in the unit that fits: `1.5 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lmd3.cli._common import emit
+import typer
+
+from lmd3.cli._common import ThreadsOption, emit, lines_of
 
 _PACKAGES = (
     "numpy",
@@ -22,13 +23,19 @@ _PACKAGES = (
 )
 
 
-def info() -> None:
+def info(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also the peaks of arithmetic and memory (2 seconds).")
+    ] = False,
+    threads: ThreadsOption = None,
+) -> None:
     """Versions, SIMD level and CPU: what to put into a report of a problem.
 
     \b
     Examples:
       lmd3 info
       lmd3 info --json
+      lmd3 info --measure
       LMD3_SIMD=portable lmd3 info
     """
     from lmd3 import __version__, system
@@ -38,11 +45,31 @@ def info() -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": system.cores(),
         "simd_level": system.simd_level(),
     }
     facts |= {name: _version(name) for name in _PACKAGES}
-    emit(facts)
+    if not measure:
+        emit(facts)
+        return
+    found = system.measure(threads)
+    emit(facts | {"measured": found}, text="\n".join([lines_of(facts), *_measured(found)]))
+
+
+def _measured(found: dict[str, Any]) -> list[str]:
+    """The peaks in words."""
+    lines = []
+    for label, key in (("one thread", "one"), (f"{found['threads']} threads", "all")):
+        line = f"float32 peak, {label}: {found[f'f32_peak_{key}'] / 1e9:,.1f} GFLOP/s"
+        clock = found[f"implied_clock_{key}"]
+        if clock is not None and key == "one":  # threads of one core share its multipliers
+            line += f" (two multiply-adds a cycle at {clock / 1e9:.2f} GHz)"
+        lines.append(line)
+    if found["clock"] is not None:
+        lines.append(f"clock, one thread: {found['clock'] / 1e9:.2f} GHz")
+    for label, key in (("one thread", "one"), (f"{found['threads']} threads", "all")):
+        lines.append(f"memory read, {label}: {found[f'read_bandwidth_{key}'] / 1e9:,.1f} GB/s")
+    return lines
 
 
 def _version(package: str) -> str | None:
