@@ -46,12 +46,12 @@ impl Precision {
             })
     }
 
-    /// ε: half of what the contract allows on |Δ log density| / max(1, |log density|).
+    /// ε of the threshold for near rows: at most what the contract allows on |Δ log density| / max(1, |log density|).
     fn tolerance(self) -> f64 {
         match self {
             Self::Float32 => 5e-6,
             Self::Int16 => 2.5e-4,
-            Self::Int8 => 2.5e-3,
+            Self::Int8 => 5e-3,
         }
     }
 }
@@ -117,6 +117,7 @@ impl Queries {
             (Packed::I8 { .. }, false) => 4.0 / (127.0 * (d as f64).sqrt()),
             _ => 1.0 / INTEGER_NORM,
         };
+        let deviations = if request.precision == Precision::Int8 { 2.0 } else { 4.0 };
         let mut near = Vec::with_capacity(count);
         let mut duplicate = Vec::with_capacity(count);
         for (query, &sq_norm) in sq_norms.iter().enumerate() {
@@ -124,7 +125,8 @@ impl Queries {
             let limit = 1e-3_f64.max(2.0 * request.row_rounding).powi(2) * sq_norm;
             // A zero row is a copy of a zero query.
             let limit = limit.max(f64::from(f32::MIN_POSITIVE));
-            // Roundings of integers are independent: eight standard deviations of their sum.
+            // Roundings of integers are independent (standard deviation 1/√12 of a step, twice that in D²): so many
+            // standard deviations of their sum. More would send whole clusters to double precision.
             let error = match &packed {
                 Packed::Differences(_) => 1e-5 * limit,
                 Packed::F32(_) | Packed::OneF32 => single_precision_error(d) * sq_norm,
@@ -135,7 +137,8 @@ impl Queries {
                         _ => 0.0,
                     };
                     let query = f64::from(scale) / sq_norm.sqrt().max(f64::MIN_POSITIVE);
-                    16.0 * (row_error * row_error + query * query).sqrt() / 12_f64.sqrt() * sq_norm
+                    2.0 * deviations * (row_error * row_error + query * query).sqrt() / 12_f64.sqrt()
+                        * sq_norm
                         + single_precision_error(4) * sq_norm
                 }
             };
