@@ -219,6 +219,7 @@ impl<'j, 'a> Worker<'j, 'a> {
             });
         } else {
             let (singles, norms) = buffers.singles(rows, level)?;
+            let first_panel = queries.start / width;
             self.load_halves(norms);
             self.panels(queries, |worker, panel, _, lanes| {
                 match &job.queries.packed {
@@ -228,7 +229,9 @@ impl<'j, 'a> Worker<'j, 'a> {
                     }
                     Packed::F32(panels) => {
                         let packed = &panels[panel * d * width..][..d * width];
-                        level.dots(singles, d, packed, 4 * singles.len(), &mut worker.tile);
+                        // While the first panel is at work the next tile is fetched, later the next rows of this one.
+                        let ahead = if panel == first_panel || width <= 16 { singles.len() } else { 12 * d };
+                        level.dots(singles, d, packed, 4 * ahead, &mut worker.tile);
                         level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
                     }
                     Packed::OneF32 => {

@@ -107,22 +107,32 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mu
     if n < size {
         return super::with_padding(rows, d, size, width, out, |rows, out| dots(rows, d, panel, ahead, out));
     }
-    super::each_micro_tile(n, size, |row| {
-        // SAFETY: rows row..row + size lie inside both.
+    let run = |row: usize, k: usize, out: &mut [f32]| {
+        // SAFETY: rows row..row + size lie inside both, and steps k.. inside a row.
         unsafe {
-            for k in (0..d).step_by(super::CHAIN) {
-                let from = rows.as_ptr().add(row * d + k).cast();
-                let queries = panel.as_ptr().add(k * width).cast();
-                let to = out.as_mut_ptr().add(row * width).cast();
-                let steps = super::CHAIN.min(d - k);
-                if width == WIDTH {
-                    micro_f32(from, 4 * d, steps, queries, k > 0, to);
-                } else {
-                    narrow_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
-                }
+            let from = rows.as_ptr().add(row * d + k).cast();
+            let queries = panel.as_ptr().add(k * width).cast();
+            let to = out.as_mut_ptr().add(row * width).cast();
+            let steps = super::CHAIN.min(d - k);
+            if width == WIDTH {
+                micro_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
+            } else {
+                narrow_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
             }
         }
-    });
+    };
+    // A chain of the panel stays in the first-level cache for all rows.
+    for k in (0..d).step_by(super::CHAIN) {
+        for row in (0..n - n % size).step_by(size) {
+            run(row, k, out);
+        }
+    }
+    if !n.is_multiple_of(size) {
+        // The last micro-tile overlaps the one before, from its first chain on: the same bits are written again.
+        for k in (0..d).step_by(super::CHAIN) {
+            run(n - size, k, out);
+        }
+    }
 }
 
 /// One row of a step: broadcast 32 bits of it, multiply them with both query vectors.
@@ -179,13 +189,13 @@ macro_rules! step {
     };
 }
 
-/// Prefetches one line of each of 4 rows of the next micro-tile, 12 rows ahead of a base.
+/// Prefetches one line of each of 4 rows, `ahead` bytes from a base.
 macro_rules! prefetch {
     ($base:literal) => {
         concat!(
             "lea {t}, [",
             $base,
-            " + 4*{s3}]\n",
+            " + {ahead}]\n",
             "prefetcht0 byte ptr [{t}]\n",
             "prefetcht0 byte ptr [{t} + {s}]\n",
             "prefetcht0 byte ptr [{t} + 2*{s}]\n",
@@ -208,7 +218,10 @@ macro_rules! micro_kernel {
         /// initialised values.
         #[target_feature(enable = $features)]
         #[rustfmt::skip]
-        unsafe fn $name(rows: *const u8, stride: usize, steps: usize, panel: *const u8, adding: bool, out: *mut u8) {
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name(
+            rows: *const u8, stride: usize, steps: usize, panel: *const u8, adding: bool, ahead: usize, out: *mut u8,
+        ) {
             // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
             unsafe {
                 asm!(
@@ -292,6 +305,7 @@ macro_rules! micro_kernel {
                     t = out(reg) _,
                     out = in(reg) out,
                     adding = in(reg) usize::from(adding),
+                    ahead = in(reg) ahead,
                     out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
                     out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
                     out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
@@ -472,7 +486,7 @@ pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &m
             let from = rows.as_ptr().add(row * d).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             if width == WIDTH {
-                micro_i8(from, d, d / 4, panel.as_ptr(), true, to);
+                micro_i8(from, d, d / 4, panel.as_ptr(), true, d * ROWS, to);
             } else {
                 narrow_i8(from, d, d / 4, panel.as_ptr(), true, 0, to);
             }
@@ -500,7 +514,7 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
             let from = rows.as_ptr().add(row * d).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             if width == WIDTH {
-                micro_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, to);
+                micro_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, 2 * d * ROWS, to);
             } else {
                 narrow_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, 0, to);
             }
