@@ -401,7 +401,7 @@ fn each_precision_keeps_its_bound_against_the_rows_as_stored() {
                             let nearest: Vec<u64> = order.iter().take(10).map(|&(_, row)| row).collect();
                             recalled += scan.neighbors[j].iter().filter(|n| nearest.contains(&n.row)).count();
                         }
-                        let floor = if precision == Precision::Int8 { 0.99 } else { 0.999 };
+                        let floor = 0.999;
                         assert!(
                             recalled as f64 >= floor * (10 * q) as f64,
                             "recall {recalled} of {}",

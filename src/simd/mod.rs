@@ -23,8 +23,8 @@ pub(crate) use tile::{Exponent, FAR, PanelSums, RowScales};
 use crate::rows::{Dtype, Rows};
 
 /// Products summed in one chain of single precision; longer dot products are sums of such chains. The rounding error
-/// of a chain grows with its length and with the size of its partial sums: three chains instead of one of 384 are three
-/// times as accurate, for 2 % of the time.
+/// of a chain grows with its length and with the size of its partial sums: on GSM8K under MiniLM (d = 384, h = .05) the
+/// worst error of a log density fell from 1.5e-5 with one chain to 6.4e-6 with three.
 const CHAIN: usize = 128;
 
 /// Stamps out the generic tile functions for one instruction set.
