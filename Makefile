@@ -45,7 +45,7 @@ build: $(VENV)/.installed  ## the extension into .venv
 
 .PHONY: lock
 lock: $(VENV)/.installed  ## the newest versions into constraints.txt
-	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group neural --group bench --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --group neural --group peers --group bench --universal --python-version 3.11 \
 		--upgrade --quiet --no-header --no-annotate --no-emit-index-url --output-file constraints.txt
 
 .PHONY: clean
@@ -63,7 +63,7 @@ $(VENV)/.installed: $(BIN)/uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.neural: $(VENV)/.installed
-	$(INSTALL) --group neural
+	$(INSTALL) --group neural --group peers
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed
