@@ -119,7 +119,7 @@ PYTHON_LAW = {
     "the extension": (
         NATIVE,
         (
-            "store.py",
+            "store/",
             "density.py",
             "index.py",
             "system.py",

@@ -1,0 +1,379 @@
+"""Writing a store: batches in, shards out, and nothing under the store's name before all is proven."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmd3 import _lmd3
+from lmd3.errors import DtypeError, NotFiniteError, OutputError, ParameterError, ShapeError, WorkError
+from lmd3.store.documents import DocumentsWriter, documents_table
+from lmd3.store.files import check_replaceable, entry_of, listed, sync_file, sync_folder, umask
+from lmd3.store.layout import (
+    DOCUMENTS,
+    DTYPES,
+    FORMAT,
+    MANIFEST,
+    NORM_TOLERANCE,
+    ROUNDING,
+    SOURCE_ROW,
+    VERSION,
+)
+from lmd3.store.opening import open_store
+from lmd3.store.reading import Store, checked_array
+from lmd3.texts import UniqueIds
+
+if TYPE_CHECKING:
+    from lmd3.encoders import Encoder
+
+
+class StoreWriter:
+    """Writes a store: append batches, then close. Nothing is there under the store's name before `close`
+    succeeds.
+
+    Use it as a context manager: leaving it by an exception removes all that was written.
+
+    Args:
+        path: the folder to make.
+        dtype: element type on disk: "float16", "float32", "bfloat16" or "int8" (one scale per row).
+        encoder: the encoder of the vectors (its description and fitted state are kept), or a description.
+        normalised: whether every vector has norm 1; checked on what is appended.
+        shard_rows: rows of one shard.
+        force: replace a store that is there already.
+        source: facts on the input for the manifest, such as its fingerprint and the number of empty texts.
+        rounding: how far the given rows may be from those that they stand for, relative to their norms
+            (`Store.rounding` of the store that they come from).
+
+    Raises:
+        OutputError: the path exists, or its folder can't be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        dtype: str = "float16",
+        encoder: Encoder | Mapping[str, Any] | None = None,
+        normalised: bool = True,
+        shard_rows: int = 1 << 20,
+        force: bool = False,
+        source: Mapping[str, Any] | None = None,
+        rounding: float = 0.0,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
+        if shard_rows < 1:
+            raise ParameterError(f"a shard has at least one row, not {shard_rows}")
+        self.path = Path(path)
+        self.source: dict[str, Any] = dict(source or {})
+        self._dtype = dtype
+        self._encoder = encoder
+        self._normalised = normalised
+        self._shard_rows = shard_rows
+        self._force = force
+        check_replaceable(self.path, force)
+        parents = self.path.absolute().parents
+        self._made = [parent for parent in parents if not parent.exists()]
+        try:
+            parents[0].mkdir(parents=True, exist_ok=True)
+            # Beside the result, so that the last step is a rename.
+            self._folder = Path(
+                tempfile.mkdtemp(
+                    prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.absolute().parent
+                )
+            )
+        except OSError as error:
+            raise OutputError(f"can't be written: {error.strerror or error}", file=str(self.path)) from None
+        self._shard: _lmd3.ShardWriter | None = None
+        self._documents: DocumentsWriter | None = None
+        self._codes: list[NDArray[np.uint32]] = []
+        self._weights: list[NDArray[np.float32]] = []
+        self._files: list[dict[str, Any]] = []
+        self._brought = rounding
+        self._rounding = max(rounding, ROUNDING.get(dtype, 0.0))
+        self._shards: list[dict[str, Any]] = []
+        self._groups: dict[str, int] = {}
+        self._group_rows: Counter[str] = Counter()
+        self._unique = UniqueIds()
+        self._counts = {"tokens": 0, "truncated": 0}
+        self._kept: tuple[bool, ...] | None = None
+        self._d: int | None = None
+        self._n = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._folder.exists():
+            self.close()
+        else:
+            self.abandon()
+
+    @property
+    def n(self) -> int:
+        """Rows so far."""
+        return self._n
+
+    def append(
+        self,
+        vectors: NDArray[Any],
+        ids: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
+        tokens: NDArray[Any] | None = None,
+        truncated: NDArray[Any] | None = None,
+        *,
+        weights: NDArray[Any] | None = None,
+        source_rows: NDArray[Any] | None = None,
+    ) -> None:
+        """Appends m rows. What is given for one batch must be given for all.
+
+        Args:
+            vectors: (m, d) float32 or float16.
+            ids: m ids, unique in the store (proved by `close`); None: the row's number.
+            groups, texts, tokens, truncated: one per row, or None.
+            weights: finite numbers ≥ 0, one per row; None: all are 1.
+            source_rows: the rows' numbers in the store that they come from, kept in the documents.
+
+        Raises:
+            DtypeError, ShapeError, NotFiniteError: vectors that can't be stored; the row is counted in the
+                store.
+            WorkError: the disk is full, or the like.
+        """
+        vectors = np.asarray(vectors)
+        if not vectors.size and vectors.ndim == 2:
+            return
+        vectors = self._check(vectors)
+        given = {"ids": ids, "groups": groups, "texts": texts, "tokens": tokens, "truncated": truncated}
+        given |= {"weights": weights, "source_rows": source_rows}
+        if weights is not None and not (np.isfinite(weights).all() and (np.asarray(weights) >= 0).all()):
+            raise ParameterError("weights must be finite and not negative", file=str(self.path))
+        for name, column in given.items():
+            if column is not None and len(column) != len(vectors):
+                raise ShapeError(f"{len(column)} {name} for {len(vectors)} vectors")
+        kept = tuple(column is not None for column in given.values())
+        if self._kept not in (None, kept):
+            raise ParameterError("what is given for one batch (ids, groups, texts, …) must be given for all")
+        self._kept = kept
+        if ids is not None:
+            self._unique.add(ids)
+        for start, stop in self._pieces(len(vectors)):
+            part = slice(start, stop)
+            self._append_piece(
+                vectors[part], {name: None if c is None else c[part] for name, c in given.items()}
+            )
+
+    def _check(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            vectors = np.ascontiguousarray(checked_array(vectors, "the batch"), dtype=np.float32)
+        except NotFiniteError as error:
+            raise NotFiniteError(error.message, file=str(self.path), row=self._n + (error.row or 0)) from None
+        if self._d is None:
+            self._d = vectors.shape[1]
+        elif vectors.shape[1] != self._d:
+            raise ShapeError(
+                f"a batch of {vectors.shape[1]} dimensions in a store of {self._d}", file=str(self.path)
+            )
+        if self._normalised:
+            off = np.abs(np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)) - 1)
+            if off.max() > NORM_TOLERANCE["float16"] + 2 * self._brought:
+                row = int(off.argmax())
+                raise ParameterError(
+                    f"a vector of norm {1 + off[row]:.4g} or its inverse in a store of normalised vectors",
+                    row=self._n + row,
+                    remedy="normalise the vectors, or write the store with normalised=False",
+                )
+        return vectors
+
+    def _pieces(self, count: int) -> Iterator[tuple[int, int]]:
+        """Splits a batch at the ends of shards."""
+        start = 0
+        while start < count:
+            stop = min(count, start + self._shard_rows - self._n % self._shard_rows)
+            yield start, stop
+            start = stop
+
+    def _append_piece(self, vectors: NDArray[np.float32], columns: dict[str, Any]) -> None:
+        number = len(self._shards)
+        with self._failures():
+            if self._shard is None or self._documents is None:
+                self._shard = _lmd3.ShardWriter(self._folder, number, int(vectors.shape[1]), self._dtype)
+                schema = DOCUMENTS if columns["source_rows"] is None else DOCUMENTS.append(SOURCE_ROW)
+                self._documents = DocumentsWriter(self._folder / f"documents-{number:05}.parquet", schema)
+            try:
+                self._shard.append(vectors)
+            except NotFiniteError as error:
+                row = number * self._shard_rows + (error.row or 0)
+                raise NotFiniteError(
+                    error.message, file=str(self.path), row=row, remedy=error.remedy
+                ) from None
+            ids = columns["ids"] or [str(row) for row in range(self._n, self._n + len(vectors))]
+            self._documents.write(documents_table(ids, columns, self._documents.schema))
+            if columns["groups"] is not None:
+                for name in columns["groups"]:
+                    self._groups.setdefault(name, len(self._groups))
+                self._group_rows.update(columns["groups"])
+                codes = [self._groups[name] for name in columns["groups"]]
+                self._codes.append(np.asarray(codes, dtype=np.uint32))
+            if columns["weights"] is not None:
+                self._weights.append(np.asarray(columns["weights"], dtype=np.float32))
+            if columns["tokens"] is not None:
+                self._counts["tokens"] += int(np.sum(columns["tokens"], dtype=np.int64))
+            if columns["truncated"] is not None:
+                self._counts["truncated"] += int(np.count_nonzero(columns["truncated"]))
+            self._n += len(vectors)
+            if self._n % self._shard_rows == 0:
+                self._finish_shard()
+
+    def _finish_shard(self) -> None:
+        if self._shard is None or self._documents is None:
+            return
+        self._rounding = max(self._rounding, self._shard.rounding)
+        rows, embeddings, scales = self._shard.finish()
+        shard: dict[str, Any] = {"rows": rows, "embeddings": entry_of(*embeddings)}
+        if scales is not None:
+            shard["scales"] = entry_of(*scales)
+        for name, parts in (("groups", self._codes), ("weights", self._weights)):
+            if parts:
+                path = self._folder / f"{name}-{len(self._shards):05}.npy"
+                with path.open("wb") as file:
+                    np.save(file, np.concatenate(parts), allow_pickle=False)
+                    os.fsync(file.fileno())
+                shard[name] = listed(path)
+        self._documents.close()
+        shard["documents"] = listed(self._documents.path)
+        self._shards.append(shard)
+        self._codes, self._weights = [], []
+        self._shard = self._documents = None
+
+    def attach(self, path: Path) -> None:
+        """Copies a file into the store and lists it: the state of an encoder that is given as a description.
+
+        Raises:
+            WorkError: the disk is full, or the like.
+        """
+        with self._failures():
+            copy = self._folder / path.name
+            shutil.copyfile(path, copy)
+            sync_file(copy)
+            self._files.append(listed(copy))
+
+    def close(self) -> Store:
+        """Seals the store: last shard, proof that ids are unique, manifest, one rename.
+
+        Raises:
+            DuplicateIdError: an id that occurs twice, with both rows.
+            ShapeError: no rows were appended.
+            OutputError: the path has come into being meanwhile.
+        """
+        try:
+            with self._failures():
+                if self._n == 0:
+                    raise ShapeError("a store without rows", file=str(self.path))
+                self._finish_shard()
+                if len(self._groups) < 2:
+                    # One group needs no codes.
+                    for shard in self._shards:
+                        if entry := shard.pop("groups", None):
+                            (self._folder / entry["name"]).unlink()
+                manifest = self._manifest()
+                with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
+                    json.dump(manifest, file, ensure_ascii=False, indent=1)
+                    file.write("\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                sync_folder(self._folder)
+                # Opened before it is published: what can't be opened must not get the store's name.
+                draft = open_store(self._folder)
+                self._unique.check(lambda rows: draft.ids(np.asarray(rows)), file=str(self.path))
+                self._folder.chmod(0o777 & ~umask())
+                self._publish()
+        except BaseException:
+            self.abandon()
+            raise
+        return open_store(self.path)
+
+    def _manifest(self) -> dict[str, Any]:
+        others = list(self._files)
+        description: dict[str, Any] | None = None
+        if isinstance(self._encoder, Mapping):
+            description = dict(self._encoder)
+        elif self._encoder is not None:
+            description = self._encoder.describe()
+            self._encoder.save_state(self._folder)
+            if state := description.get("state_file"):
+                sync_file(self._folder / state)
+                others.append(listed(self._folder / state))
+        ids, _, texts, _, _, weights, _ = self._kept or (False,) * 7
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "created_by": f"lmd3 {_lmd3.__version__}",
+            "d": self._d,
+            "rows": self._n,
+            "dtype": self._dtype,
+            "metric": "euclidean",
+            "normalised": self._normalised,
+            "rounding": self._rounding,
+            "ids": "given" if ids else "rows",
+            "texts": texts,
+            "weights": weights,
+            "counts": {"rows": self._n, **self._counts},
+            "source": self.source,
+            "encoder": description,
+            "groups": [{"name": name, "rows": self._group_rows[name]} for name in self._groups],
+            "files": others,
+            "shards": self._shards,
+        }
+
+    def _publish(self) -> None:
+        check_replaceable(self.path, self._force)
+        if not self.path.exists():
+            self._folder.rename(self.path)
+        elif not any(self.path.iterdir()):
+            self._folder.replace(self.path)
+        else:
+            aside = Path(
+                tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".old", dir=self.path.absolute().parent)
+            )
+            self.path.rename(aside / "store")
+            self._folder.rename(self.path)
+            shutil.rmtree(aside, ignore_errors=True)
+        sync_folder(self.path.absolute().parent)
+
+    def abandon(self) -> None:
+        """Removes all that was written; does nothing after `close`."""
+        if self._shard is not None:
+            self._shard.abandon()
+        if self._documents is not None:
+            with contextlib.suppress(Exception):
+                self._documents.close()
+        self._shard = self._documents = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Not where something else, or the finished store, is in them by now.
+            for parent in self._made:
+                parent.rmdir()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Failures of the disk are failures of the work, not bad input."""
+        try:
+            yield
+        except OutputError as error:
+            raise WorkError(error.message, file=str(self.path), remedy=error.remedy) from None
+        except OSError as error:
+            raise WorkError(error.strerror or str(error), file=str(self.path)) from None
