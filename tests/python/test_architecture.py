@@ -120,7 +120,7 @@ PYTHON_LAW = {
         NATIVE,
         (
             "store/",
-            "density.py",
+            "density/scan.py",
             "index.py",
             "system.py",
             "covariates.py",

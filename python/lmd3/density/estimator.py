@@ -1,0 +1,451 @@
+"""The estimator: scikit-learn's manners in front of scan, bandwidth rules, partial files and tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
+from lmd3.density.job import identity, scan_in_parts
+from lmd3.density.plan import plan_density
+from lmd3.density.rules import resolve_rules
+from lmd3.density.scan import Asked, Pair, Scan, Scanner, version
+from lmd3.density.sides import Source, as_source, describe, own_rows, query_matrix
+from lmd3.density.tables import Tables
+from lmd3.errors import ParameterError, ShapeError
+from lmd3.executors.partials import FOLDER, read_job, write_job
+from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
+from lmd3.progress import ProgressFactory, silent
+from lmd3.results import DensityTable, write_json
+from lmd3.store import Store
+
+#: Arithmetic of the dot products; "auto" is float32, and int16 for int8 rows.
+PRECISIONS = ("auto", "float32", "int16")
+
+
+class KernelDensity:
+    """Kernel density estimation over embeddings, exact, at the speed of the hardware.
+
+    Follows the manners of `sklearn.neighbors.KernelDensity`; rows and queries are float32 or float16
+    (float64 arrays
+    are rounded to float32).
+
+    Args:
+        kernel: "exponential" (exp(−D/h)) or "gaussian" (exp(−D²/2h²)), the fast ones; or, slower, "vmf"
+            (von Mises–Fisher, exp((⟨x,q⟩ − 1)/h²), for unit vectors only), "laplacian" (exp(−‖x − q‖₁/h)),
+            "tophat", "epanechnikov" or "linear" (zero from distance h on); or a list of them.
+        bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is
+            1000; "mass=10": whose median kernel sum is 10; "mu=0.01": whose median density is 0.01), or
+            "@bandwidth.json", or a list of these; the first is the primary one. A rule is resolved by
+            `fit(…, queries=…)`, else by the first scoring call, and kept.
+        normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` does
+            not by default: on a sphere the constant of ℝᵈ means nothing.)
+        threads: threads; None takes all cores.
+        precision: arithmetic of the dot products: "float32"; "int16" (rows and queries as 16-bit integers:
+            the log density within 5e-4 of its size, 1e-4 for bandwidths from .2 of the norms; rows near a
+            query are exact); "auto": int16 for int8 rows, else float32.
+        seed: seed of the samples that rules look at.
+        max_memory: bytes that sums in flight may take beside the page cache.
+
+    Attributes:
+        store_: the fitted rows.
+        bandwidths_: the resolved `Bandwidth`s, after a rule was resolved; every kernel with every bandwidth.
+        bandwidth_: the number of the primary one.
+        notices_: what was dropped or should be known about the resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: str | Sequence[str] = "exponential",
+        bandwidth: str | float | Sequence[str | float] = "ess=1000",
+        normalize: bool = True,
+        threads: int | None = None,
+        seed: int = 0,
+        max_memory: int = 2_000_000_000,
+        precision: str = "auto",
+    ) -> None:
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.normalize = normalize
+        self.threads = threads
+        self.seed = seed
+        self.max_memory = max_memory
+        self.precision = precision
+
+    # --- scikit-learn's manners ---
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters."""
+        names = ("kernel", "bandwidth", "normalize", "threads", "seed", "max_memory", "precision")
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters of the constructor.
+
+        Raises:
+            ParameterError: an unknown name.
+        """
+        for name, value in params.items():
+            if name not in self.get_params():
+                raise ParameterError(f"KernelDensity has no parameter {name!r}")
+            setattr(self, name, value)
+        return self
+
+    def check_params(self) -> None:
+        """Checks the parameters as `fit` does, without data.
+
+        Raises:
+            ParameterError: an unknown kernel or precision, a bandwidth that is none.
+            FileMissingError, FormatError: a file of bandwidths that can't be read.
+        """
+        self._kernels()
+        self._rules()
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ParameterError(
+                f"unknown precision {self.precision!r}", remedy=f"choose one of {', '.join(PRECISIONS)}"
+            )
+
+    def __repr__(self) -> str:
+        return f"KernelDensity({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+    def fit(
+        self,
+        X: Source | ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        queries: Source | ArrayLike | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> Self:
+        """Takes the rows of a corpus: a store, a path, or a matrix (n, d).
+
+        Args:
+            X: the rows.
+            y: ignored.
+            sample_weight: (n,) weights ≥ 0 of an array's rows.
+            queries: resolve bandwidth rules on these at once.
+            progress: shows progress.
+
+        Raises:
+            InputError: and its kinds: whatever is wrong with the rows, the kernel or the bandwidth.
+        """
+        kernels = self._kernels()
+        rules, _ = self._rules()
+        self._check_precision()
+        store = as_source(X, "rows")
+        weights = None
+        if sample_weight is not None:
+            weights = np.asarray(sample_weight, dtype=np.float32)
+            if store.array is None:
+                raise ParameterError("sample_weight is for arrays: a store brings its own weights")
+            if weights.shape != (store.n,):
+                raise ShapeError(f"{weights.shape} weights for {store.n} rows")
+            if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+                raise ParameterError("weights must be finite, not negative, and not all zero")
+        self.store_ = store
+        self._weights = weights
+        self.notices_: list[str] = []
+        self.__dict__.pop("bandwidths_", None)
+        self.__dict__.pop("bandwidth_", None)
+        if isinstance(rules, list) and all(isinstance(rule, Bandwidth) for rule in rules):
+            self._keep([rule for rule in rules if isinstance(rule, Bandwidth)])
+        elif all(isinstance(rule, Rule) and rule.kind == "number" for rule in rules):
+            self._keep([Bandwidth(k, r.value, r.text) for k in kernels for r in rules if isinstance(r, Rule)])
+        elif queries is not None:
+            self._resolve(self._query_matrix(as_source(queries, "queries")), Asked(), progress or silent)
+        return self
+
+    def score_samples(self, X: Source | ArrayLike) -> NDArray[np.float64]:
+        """Log density of each query: (Q,) for one kernel and bandwidth, else (Q, B), kernels outermost."""
+        queries = self._query_matrix(as_source(X, "queries"))
+        self._resolve(queries, Asked(), silent)
+        scores = self._scanner().scan(queries, self._pairs()).total.log_density
+        if self.normalize:
+            d = self.store_.d
+            scores = scores - np.array([log_normalizer(b.kernel, d, b.bandwidth) for b in self.bandwidths_])
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
+    def score(self, X: Source | ArrayLike, y: object = None) -> float:
+        """Total log density of the queries at the primary kernel and bandwidth."""
+        scores = self.score_samples(X)
+        return float((scores if scores.ndim == 1 else scores[:, 0]).sum())
+
+    def kneighbors(
+        self, X: Source | ArrayLike, n_neighbors: int = 5, return_distance: bool = True
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | NDArray[np.int64]:
+        """The nearest rows of each query: distances (Q, k) float64 and row numbers (Q, k) int64, nearest
+        first.
+
+        Raises:
+            ParameterError: more neighbours than rows, or none.
+        """
+        self._check_fitted()
+        if not 1 <= n_neighbors <= self.store_.n:
+            raise ParameterError(f"n_neighbors={n_neighbors}, but the corpus has {self.store_.n} rows")
+        queries = self._query_matrix(as_source(X, "queries"))
+        scan = self._scanner().scan(queries, [], Asked(neighbors=n_neighbors))
+        return (scan.neighbor_distances, scan.neighbor_rows) if return_distance else scan.neighbor_rows
+
+    # --- the tables ---
+
+    def resolve(
+        self,
+        queries: Source | ArrayLike,
+        *,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        progress: ProgressFactory | None = None,
+    ) -> list[Bandwidth]:
+        """Resolves the bandwidth rules on these queries (once: later calls return the same numbers)."""
+        self._check_fitted()
+        store = as_source(queries, "queries")
+        matrix = self._query_matrix(store)
+        own = own_rows(self.store_, store, matrix) if exclude_self else None
+        self._resolve(matrix, Asked(own=own, exclude_within=exclude_within), progress or silent)
+        return self.bandwidths_
+
+    def density(
+        self,
+        queries: Source | ArrayLike,
+        neighbors: int = 10,
+        by_group: bool = False,
+        *,
+        normalize: bool = False,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        folder: str | Path | None = None,
+        notice: Callable[[str], None] | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> DensityTable:
+        """Densities, neighbours and typicality of queries as tables (see `lmd3.results`).
+
+        Args:
+            queries: a store, a path or a matrix (Q, d). Ids are the store's, else row numbers from 0.
+            neighbors: nearest rows listed per query (at least one is found for `max_cosine`).
+            by_group: also the density under each group of rows.
+            normalize: subtract the kernel's constant of ℝᵈ.
+            exclude_self: leave a query's own row out: the row of the same id, whose vector must agree.
+            exclude_within: leave out rows nearer than this; their number is in `excluded`.
+            folder: the folder that the result is to be saved in. Finished segments are kept in its
+                `partials/` as the scan goes, and what an earlier, killed run of the same job left there is
+                not computed again: the result is the same to the byte.
+            notice: takes lines on what is continued and what was damaged.
+            progress: shows progress.
+
+        Raises:
+            InputError: and its kinds: whatever is wrong with the queries or options.
+            OutputError: `folder` holds partials of another configuration.
+        """
+        started = time.time()
+        self._check_fitted()
+        if neighbors < 0:
+            raise ParameterError(f"neighbors={neighbors} is negative")
+        store = as_source(queries, "queries")
+        if by_group and not self.store_.groups:
+            raise ParameterError(
+                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
+            )
+        matrix = self._query_matrix(store)
+        asked = self._asked(store, matrix, neighbors, by_group, exclude_self, exclude_within)
+        scanner = self._scanner()
+        partials = None if folder is None else Path(folder) / FOLDER
+        identified = identity(scanner, store, self._chosen(), asked)
+        kept = None if partials is None else read_job(partials, identified)
+        if kept is not None and not hasattr(self, "bandwidths_"):
+            self.notices_ = self._allowed_rules()[1]
+            self._keep([Bandwidth(**entry) for entry in kept])
+        self._resolve(matrix, asked, progress or silent)
+        if partials is None:
+            scan = scanner.scan(matrix, self._pairs(), asked, progress or silent)
+        else:
+            bandwidths = [entry.to_dict() for entry in self.bandwidths_]
+            write_job(partials, identified, bandwidths)
+            write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
+            scan = scan_in_parts(
+                scanner,
+                matrix,
+                self._pairs(),
+                partials,
+                identified,
+                asked,
+                notice or self.notices_.append,
+                progress or silent,
+            )
+        builder = Tables(scanner, self.bandwidths_, store, matrix, scan)
+        table = DensityTable(
+            builder.density(by_group, normalize), builder.queries(), builder.neighbors(neighbors), {}
+        )
+        table.run.update(self._run(store, scan, table))
+        table.run.update(
+            settings={
+                "neighbors": neighbors,
+                "by_group": by_group,
+                "normalize": normalize,
+                "exclude_self": exclude_self,
+                "exclude_within": exclude_within,
+                "seed": self.seed,
+            },
+            seconds=round(time.time() - started, 3),
+        )
+        return table
+
+    def plan(
+        self,
+        queries: Source | ArrayLike,
+        neighbors: int = 10,
+        by_group: bool = False,
+        *,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        seconds: float = 1.0,
+    ) -> dict[str, Any]:
+        """What `density` would read, compute and take, by the rates of a probe on the same rows and queries.
+
+        Args:
+            queries: as for `density`, and so are the next four.
+            neighbors: see above.
+            by_group: see above.
+            exclude_self: see above.
+            exclude_within: see above.
+            seconds: how long each probe runs.
+
+        Returns:
+            `rows`, `queries`, `dimensions`, `segments`; `bytes` of the rows read, in how many `passes`;
+            `operations` (2 per row, query and dimension); `operations_per_second` of the probe;
+            `bandwidth_seconds` to resolve rules and `scan_seconds`, together `seconds`; `partial_bytes` that
+            the partial files take at most; `simd`, `threads`.
+
+        Raises:
+            InputError: and its kinds: whatever `density` would refuse before its work.
+        """
+        self._check_fitted()
+        store = as_source(queries, "queries")
+        matrix = self._query_matrix(store)
+        asked = self._asked(store, matrix, neighbors, by_group, exclude_self, exclude_within)
+        resolved = hasattr(self, "bandwidths_")
+        return plan_density(
+            self._scanner(),
+            matrix,
+            self._kernels(),
+            self._pairs() if resolved else [],
+            [] if resolved else self._allowed_rules()[0],
+            asked,
+            self.seed,
+            seconds,
+        )
+
+    # --- inside ---
+
+    def _kernels(self) -> list[str]:
+        kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)
+        if not kernels:
+            raise ParameterError("no kernel given")
+        for kernel in kernels:
+            if kernel not in KERNELS:
+                raise unknown_kernel(kernel)
+        if len(set(kernels)) < len(kernels):
+            raise ParameterError("a kernel was given twice")
+        return kernels
+
+    def _rules(self) -> tuple[list[Rule] | list[Bandwidth], bool]:
+        """The parsed rules (or the content of a file), and whether they are the default grid."""
+        given = self.bandwidth
+        rules = (
+            [given]
+            if isinstance(given, (str, float, int)) or not isinstance(given, Sequence)
+            else list(given)
+        )
+        if not rules:
+            raise ParameterError("no bandwidth given")
+        files = [rule for rule in rules if isinstance(rule, str) and rule.startswith("@")]
+        if files:
+            if len(rules) > 1:
+                raise ParameterError("a file of bandwidths stands alone: it is the whole set")
+            resolved = read_bandwidths(files[0][1:])
+            for entry in resolved:
+                if entry.kernel not in KERNELS:
+                    raise unknown_kernel(entry.kernel)
+            return resolved, False
+        parsed = [parse_rule(rule) for rule in rules]
+        if len({rule.text for rule in parsed}) < len(parsed):
+            raise ParameterError("a bandwidth was given twice")
+        return parsed, tuple(rules) == DEFAULT_RULES
+
+    def _keep(self, bandwidths: list[Bandwidth]) -> None:
+        self.bandwidths_ = bandwidths
+        self.bandwidth_ = bandwidths[0].bandwidth
+
+    def _pairs(self) -> list[Pair]:
+        return [(entry.kernel, entry.bandwidth) for entry in self.bandwidths_]
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "store_"):
+            raise ParameterError("not fitted", remedy="call fit(corpus) first")
+
+    def _allowed_rules(self) -> tuple[list[Rule], list[str]]:
+        """The rules that the corpus allows, and notices on those that were dropped."""
+        parsed, defaults = self._rules()
+        texts = [rule.text for rule in parsed if isinstance(rule, Rule)]
+        return split_rules(texts, self._kernels(), self.store_.n, defaults=defaults)
+
+    def _scanner(self) -> Scanner:
+        self._check_fitted()
+        return Scanner(self.store_, self._weights, self.precision, self.threads, self.max_memory)
+
+    def _query_matrix(self, store: Store) -> NDArray[np.float32]:
+        """All queries as float32 (Q, d)."""
+        self._check_fitted()
+        return query_matrix(self.store_, store, self.max_memory)
+
+    def _asked(
+        self,
+        store: Store,
+        matrix: NDArray[np.float32],
+        neighbors: int,
+        by_group: bool,
+        exclude_self: bool,
+        exclude_within: float,
+    ) -> Asked:
+        own = own_rows(self.store_, store, matrix) if exclude_self else None
+        return Asked(min(max(neighbors, 1), self.store_.n), by_group, own, exclude_within, tables=True)
+
+    def _chosen(self) -> dict[str, Any]:
+        """The bandwidths as far as they are known before the work: what identifies a job."""
+        if hasattr(self, "bandwidths_"):
+            return {"bandwidths": [[b.kernel, b.bandwidth, b.rule] for b in self.bandwidths_]}
+        rules = [rule.text for rule in self._rules()[0] if isinstance(rule, Rule)]
+        return {"kernels": self._kernels(), "bandwidths": rules, "seed": self.seed}
+
+    def _resolve(self, queries: NDArray[np.float32], asked: Asked, progress: ProgressFactory) -> None:
+        """Resolves rules where that has not happened yet."""
+        if hasattr(self, "bandwidths_"):
+            return
+        kernels = self._kernels()
+        rules, self.notices_ = self._allowed_rules()
+        self._keep(resolve_rules(self._scanner(), kernels, rules, queries, asked, self.seed, progress))
+
+    def _run(self, queries: Store, scan: Scan, table: DensityTable) -> dict[str, Any]:
+        store = self.store_
+        return {
+            "kind": "density",
+            "version": version(),
+            "kernels": self._kernels(),
+            "bandwidths": [entry.to_dict() for entry in self.bandwidths_],
+            "store": describe(store),
+            "queries": describe(queries),
+            "method": "exact",
+            "precision": self._scanner().arithmetic,
+            "simd": scan.level,
+            "notices": list(self.notices_),
+            "rows": scan.rows,
+            "zero_densities": int(np.isneginf(table.density["log_density"].to_numpy()).sum()),
+        }

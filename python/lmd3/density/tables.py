@@ -1,0 +1,194 @@
+"""From the sums of a scan to the columns of the tables (see `lmd3.results`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lmd3.bandwidth import Bandwidth
+from lmd3.density.scan import Estimate, Scan, Scanner
+from lmd3.kernels import FUSED, log_kernel, log_normalizer
+from lmd3.results import DENSITY, NEIGHBORS, QUERIES
+from lmd3.store import Store
+
+#: Rows (or names) handled at once where all would take too much memory.
+_STEP = 1 << 16
+
+
+class Tables:
+    """Turns a scan into tables.
+
+    Args:
+        scanner: what was scanned.
+        bandwidths: as in the scan, the primary one first.
+        queries: their ids.
+        matrix: their vectors.
+        scan: the sums.
+    """
+
+    def __init__(
+        self,
+        scanner: Scanner,
+        bandwidths: Sequence[Bandwidth],
+        queries: Store,
+        matrix: NDArray[np.float32],
+        scan: Scan,
+    ) -> None:
+        self.scanner = scanner
+        self.bandwidths = bandwidths
+        self.corpus = scanner.store
+        self.scan = scan
+        self.ids = queries.ids()
+        self.matrix = matrix
+        self.norms = _by_steps(lambda rows: np.linalg.norm(rows, axis=1), matrix)
+        self.rows = scan.neighbor_rows
+        self.distances = scan.neighbor_distances
+
+    def density(self, by_group: bool, normalize: bool) -> pa.Table:
+        """The table of densities; `normalize` subtracts the kernel's constant of ℝᵈ."""
+        parts: list[tuple[str | None, Estimate]] = [(None, self.scan.total)]
+        if by_group:
+            parts += [(self.corpus.groups[code], part) for code, part in sorted(self.scan.groups.items())]
+        tables = []
+        for b, bandwidth in enumerate(self.bandwidths):
+            constant = (
+                log_normalizer(bandwidth.kernel, self.corpus.d, bandwidth.bandwidth) if normalize else 0.0
+            )
+            for group, estimate in parts:
+                q = len(self.ids)
+                log_density = estimate.log_density[:, b] - constant
+                columns = {
+                    "id": pa.array(self.ids, pa.string()),
+                    "kernel": _constant(bandwidth.kernel, q),
+                    "bandwidth": _constant(bandwidth.bandwidth, q),
+                    "rule": _constant(bandwidth.rule, q),
+                    "group": pa.array([group] * q, pa.string()),
+                    "log_density": log_density,
+                    "std_error": np.zeros(q),
+                    "ci_low": log_density,
+                    "ci_high": log_density,
+                    "kernel_sum_log": estimate.log_sum[:, b],
+                    "ess": estimate.ess[:, b],
+                    "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
+                    "method": _constant("exact", q),
+                    "precision": _constant(
+                        self.scanner.arithmetic if bandwidth.kernel in FUSED else "float64", q
+                    ),
+                    "flags": pa.array(np.where(np.isneginf(log_density), "zero", "").tolist(), pa.string()),
+                }
+                tables.append(pa.table(columns, schema=DENSITY))
+        return pa.concat_tables(tables)
+
+    def queries(self) -> pa.Table:
+        """What does not depend on the bandwidth."""
+        mean = self.scan.row_sum
+        mean_norm = float(np.linalg.norm(mean))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # einsum: the same bytes for any number of threads, unlike a matrix product.
+            dots = _by_steps(lambda rows: np.einsum("ij,j->i", rows, mean), self.matrix)
+            typicality = dots / (self.norms * mean_norm)
+            max_cosine = np.minimum(self.scan.max_projection.astype(np.float64) / self.norms, 1.0)
+        nearest = self.rows[:, 0]
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "max_cosine": _nullable(max_cosine),
+            "typicality": _nullable(typicality),
+            "nearest_id": self._names(nearest),
+            "nearest_distance": _nullable(self.distances[:, 0]),
+            "kth_distance": _nullable(self.distances[:, -1]),
+            "local_dimension": _nullable(local_dimension(self.distances)),
+            "duplicates": self.scan.duplicates.astype(np.int64),
+            "excluded": self.scan.total.excluded.astype(np.int64),
+        }
+        return pa.table(columns, schema=QUERIES)
+
+    def neighbors(self, k: int) -> pa.Table:
+        """The k nearest rows of each query."""
+        k = min(k, self.rows.shape[1])
+        rows, distances = self.rows[:, :k], self.distances[:, :k]
+        present = rows >= 0
+        flat, query = rows[present], np.repeat(np.arange(len(rows)), k).reshape(rows.shape)[present]
+        cosine, exponent = np.empty(len(flat)), np.empty(len(flat))
+        primary = self.bandwidths[0]
+        for start in range(0, len(flat), 1 << 14):
+            part = slice(start, start + (1 << 14))
+            vectors = self.corpus.rows(flat[part]).astype(np.float64)
+            own = self.matrix[query[part]].astype(np.float64)
+            exponent[part] = log_kernel(
+                primary.kernel, primary.bandwidth, distances[present][part], vectors, own
+            )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                dots = np.einsum("ij,ij->i", vectors, own)
+                cosine[part] = dots / (np.linalg.norm(vectors, axis=1) * self.norms[query[part]])
+        with np.errstate(invalid="ignore"):
+            # NaN, so null, where the density is zero.
+            share = self._weights(flat) * np.exp(exponent - self.scan.total.log_sum[query, 0])
+        rank = np.tile(np.arange(1, k + 1, dtype=np.int32), (len(rows), 1))[present]
+        columns = {
+            "id": pa.array(self.ids, pa.string()).take(pa.array(query)),
+            "rank": rank,
+            "neighbor_id": self._names(flat),
+            "neighbor_group": self._groups(flat),
+            "distance": distances[present],
+            "cosine": _nullable(cosine),
+            "share": _nullable(share),
+        }
+        return pa.table(columns, schema=NEIGHBORS)
+
+    def _names(self, rows: NDArray[np.int64]) -> pa.Array:
+        """Ids of rows, null where the row is −1."""
+        chunks = []
+        for start in range(0, max(1, len(rows)), _STEP):  # lists of strings are large
+            part = rows[start : start + _STEP]
+            present = np.flatnonzero(part >= 0)
+            names: list[str | None] = [None] * len(part)
+            for at, name in zip(present, self.corpus.ids(part[present]), strict=True):
+                names[at] = name
+            chunks.append(pa.array(names, pa.string()))
+        return pa.concat_arrays(chunks)
+
+    def _groups(self, rows: NDArray[np.int64]) -> pa.Array:
+        codes = self.corpus.group_codes()
+        if codes is None or not self.corpus.groups:
+            return pa.nulls(len(rows), pa.string())
+        return pa.array(self.corpus.groups, pa.string()).take(pa.array(codes[rows]))
+
+    def _weights(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        given = self.scanner.weights
+        weights = self.corpus.weights() if given is None else given
+        return np.ones(len(rows)) if weights is None else weights[rows].astype(np.float64)
+
+
+def local_dimension(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Local intrinsic dimension by Hill's estimator from the k nearest distances (Q, k), ascending.
+
+    −[mean log(r_i/r_k)]⁻¹ over r_i > 1e-6, i < k; NaN where fewer than two distances remain or all are equal.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(distances > 1e-6, np.log(distances / distances[:, -1:]), np.nan)[:, :-1]
+        counts = np.isfinite(ratios).sum(axis=1)
+        means = np.nansum(ratios, axis=1) / counts
+        return np.where((counts > 0) & (means < 0), -1.0 / means, np.nan)
+
+
+def _by_steps(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], rows: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """A value per row, computed in double precision a few rows at a time."""
+    steps = [
+        function(rows[start : start + _STEP // 8].astype(np.float64))
+        for start in range(0, len(rows), _STEP // 8)
+    ]
+    return np.concatenate(steps) if steps else np.empty(0)
+
+
+def _constant(value: str | float, n: int) -> pa.Array:
+    return pa.repeat(value, n)
+
+
+def _nullable(values: NDArray[np.float64]) -> pa.Array:
+    """Floats with null for what is not finite."""
+    return pa.array(values, mask=~np.isfinite(values))
