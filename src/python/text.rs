@@ -11,6 +11,7 @@ use super::errors::to_python;
 use crate::error::{Error, ErrorKind};
 use crate::text::hashing::{Hashing, IdfCounter};
 use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts, Unknown};
+use crate::text::overlap::Overlap;
 
 /// Texts handled between two looks at pending signals (Ctrl-C).
 const BATCH: usize = 4096;
@@ -272,6 +273,13 @@ impl PyTokenCounts {
         Ok((nats.into_pyarray(py), tokens.into_pyarray(py)))
     }
 
+    /// Counts as float64 (m,), NaN for a text without words.
+    fn rarest<'py>(&self, py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let counts = in_batches(py, &texts, |batch| self.inner.rarest(batch))?.concat();
+        let counts = counts.iter().map(|count| count.map_or(f64::NAN, |count| count as f64));
+        Ok(counts.collect::<Vec<_>>().into_pyarray(py))
+    }
+
     #[getter]
     fn tokens(&self) -> u64 {
         self.inner.tokens()
@@ -288,11 +296,43 @@ impl PyTokenCounts {
     }
 }
 
+/// Overlap of a stream of texts with queries, in memory that depends on the queries alone.
+#[pyclass(name = "Overlap", module = "lmd3._lmd3", frozen)]
+struct PyOverlap {
+    inner: Overlap,
+}
+
+#[pymethods]
+impl PyOverlap {
+    #[new]
+    #[pyo3(signature = (queries, n=5))]
+    fn new(py: Python<'_>, queries: Vec<PyBackedStr>, n: usize) -> PyResult<Self> {
+        let inner = py.detach(|| Overlap::new(&queries, n)).map_err(|error| to_python(py, &error))?;
+        Ok(Self { inner })
+    }
+
+    fn add(&self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<()> {
+        in_batches(py, &texts, |batch| self.inner.add(batch)).map(drop)
+    }
+
+    /// Largest shares (m,), texts that are the query itself (m,).
+    fn result<'py>(&self, py: Python<'py>) -> (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u64>>) {
+        let (shares, copies): (Vec<f64>, Vec<u64>) = self.inner.result().into_iter().unzip();
+        (shares.into_pyarray(py), copies.into_pyarray(py))
+    }
+
+    #[getter]
+    fn n(&self) -> usize {
+        self.inner.n()
+    }
+}
+
 /// Adds this part's classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashingFitter>()?;
     module.add_class::<HashingEncoder>()?;
     module.add_class::<PyNgramCounts>()?;
     module.add_class::<PyNgram>()?;
-    module.add_class::<PyTokenCounts>()
+    module.add_class::<PyTokenCounts>()?;
+    module.add_class::<PyOverlap>()
 }

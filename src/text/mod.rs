@@ -1,7 +1,8 @@
-//! Words of texts, and what is counted over them: the built-in hashing encoder and the n-gram model.
+//! Words of texts, and what is counted over them: the built-in hashing encoder, the n-gram model, overlap with queries.
 
 pub mod hashing;
 pub mod ngrams;
+pub mod overlap;
 pub mod tokens;
 
 use std::collections::HashMap;

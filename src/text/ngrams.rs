@@ -460,6 +460,21 @@ impl TokenCounts {
             })
             .collect()
     }
+
+    /// The count of each text's rarest word, 0 where the texts counted lack one of its words; None for a text without words.
+    pub fn rarest<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Vec<Option<u64>> {
+        texts
+            .par_iter()
+            .map_init(String::new, |scratch, text| {
+                let mut rarest: Option<u64> = None;
+                tokens::words(text.as_ref(), scratch, |word| {
+                    let count = self.counts.get(&xxh3_64(word.as_bytes())).copied().unwrap_or(0);
+                    rarest = Some(rarest.map_or(count, |least| least.min(count)));
+                });
+                rarest
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]

@@ -132,5 +132,29 @@ def test_covariates_of_texts_and_of_stores(
     out = train.with_name("bare.csv")
     assert main(["covariates", str(store), str(train.with_name("bare.npy")), "-o", str(out), "--json"]) == 0
     captured = capsys.readouterr()
-    assert set(json.loads(captured.out)["missing"]) == {"log_tokens", "unigram_cross_entropy"}
+    missing = json.loads(captured.out)["missing"]
+    assert set(missing) >= {"log_tokens", "unigram_cross_entropy", "ngram_overlap"}
     assert "log_tokens is null: the queries keep no texts" in captured.err
+
+
+def test_covariates_that_a_user_brings(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = files
+    store = train.with_name("corpus.lmd3")
+    lmd3.encode(lmd3.read_texts(train), out=store)
+    table = train.with_name("own.csv")
+    table.write_text("id,level\nt0,1\nt1,2\nt2,3\n")
+    reference = train.with_name("reference.parquet")
+    assert main(["perplexity", str(test), "--text", "question", "--train", str(train), "--train-text", "text",
+                 "-o", str(reference), "--quiet"]) == 0  # fmt: skip
+    out = train.with_name("c.parquet")
+    line = ["covariates", str(store), str(test), "-o", str(out), "--text", "question", "--force"]
+    assert main([*line, "--join", str(table), "--column", "topic", "--reference", str(reference)]) == 0
+    rows = pq.read_table(out).to_pylist()
+    assert [row["level"] for row in rows] == [1.0, 2.0, 3.0]
+    assert [row["topic"] for row in rows] == ["a", "b", "a"]
+    assert all(row["reference_loss"] > 0 for row in rows)
+    for option, kind in (("--column", "ColumnError"), ("--join", "FileMissingError"),
+                         ("--reference", "FileMissingError")):  # fmt: skip
+        capsys.readouterr()
+        assert main([*line, option, "nothing", "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["kind"] == kind
