@@ -32,6 +32,9 @@ COMMANDS = (
     "inspect",
     "verify",
     "convert",
+    "leak",
+    "pretrain",
+    "subsets",
     "demo",
     "info",
 )
