@@ -148,13 +148,31 @@ def _kinds(
         if not told <= set(KINDS) or len(told) > 1:
             raise ColumnError(f"kind of outcome {name!r} must be one of continuous, binary", file=file)
         if told == {"binary"} and not is_binary and len(known):
-            row = int(np.flatnonzero(rows & ~np.isin(values, (0.0, 1.0)) & ~np.isnan(values))[0])
-            raise ColumnError(
-                f"outcome {name!r} is said to be binary but has the value {values[row]:g}", file=file, row=row
-            )
+            bad = np.flatnonzero(rows & ~np.isnan(values) & ~_is_share(frame, values, file))
+            if len(bad):
+                row = int(bad[0])
+                raise ColumnError(
+                    f"outcome {name!r} is said to be binary but has the value {values[row]:g}",
+                    file=file,
+                    row=row,
+                    remedy="a share of successes needs its number of trials in a column `trials`",
+                )
         if told:
             kinds[name] = told.pop()
     return [kinds[name] for name in names]
+
+
+def _is_share(frame: pd.DataFrame, values: np.ndarray, file: str | None) -> np.ndarray:
+    """Whether every value is 0, 1, or a whole number of successes over the row's trials."""
+    whole = np.isin(values, (0.0, 1.0))
+    if "trials" not in frame.columns:
+        return whole
+    trials = tables.numbers(frame["trials"], "trials", file)
+    successes = values * trials
+    with np.errstate(invalid="ignore"):
+        counted = np.abs(successes - np.round(successes)) < 1e-6
+        shares: np.ndarray = whole | (counted & (values >= 0) & (values <= 1))
+    return shares
 
 
 def _optional(frame: pd.DataFrame, field: pa.Field, used: set[str | None], file: str | None) -> pa.Array:

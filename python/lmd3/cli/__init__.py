@@ -19,7 +19,8 @@ import typer
 from lmd3.cli import _common
 from lmd3.errors import Lmd3Error
 
-#: The commands in the order of the work. Each is the function of the same name in the module of that name.
+#: The commands in the order of the work. Each is the function of the same name in the module of that name
+#: (`-` being `_` there).
 COMMANDS = (
     "study",
     "encode",
@@ -27,6 +28,7 @@ COMMANDS = (
     "bandwidth",
     "covariates",
     "perplexity",
+    "eval-logs",
     "analyze",
     "report",
     "inspect",
@@ -94,14 +96,15 @@ def _with_manners(function: Callable[..., None]) -> Callable[..., None]:
 
 def _register() -> None:
     for name in COMMANDS:
-        module_name = f"lmd3.cli.{name}"
+        function = name.replace("-", "_")
+        module_name = f"lmd3.cli.{function}"
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name != module_name:
                 raise
             continue
-        app.command(name)(_with_manners(getattr(module, name)))
+        app.command(name)(_with_manners(getattr(module, function)))
 
 
 _register()

@@ -247,3 +247,22 @@ def is_texts(path: str | Path) -> bool:
     from lmd3 import texts
 
     return texts.is_texts(existing(path))
+
+
+def read_outcomes(source: str, **columns: Any) -> Any:
+    """An outcome table: of a table (id, value), or of an evaluation log, a pattern or a folder of such.
+
+    Raises:
+        FileMissingError: there is nothing.
+    """
+    import lmd3
+    from lmd3.performance.eval_logs import from_eval_logs, harness_of
+
+    path = Path(source)
+    is_log = path.is_dir() or not path.exists() or harness_of(path) is not None
+    if not is_log:
+        return lmd3.read_outcomes(source, **columns)
+    table = from_eval_logs(source)
+    for line in _json.loads(table.schema.metadata[b"lmd3"])["notices"]:
+        notice(line)
+    return table

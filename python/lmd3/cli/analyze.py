@@ -17,7 +17,9 @@ def analyze(
     density: Annotated[
         Path, typer.Argument(help="Folder of `lmd3 density`, or any table with an id and the predictor.")
     ],
-    outcomes: Annotated[Path, typer.Argument(help="Table of (id, value): .csv, .jsonl or .parquet.")],
+    outcomes: Annotated[
+        Path, typer.Argument(help="Table of (id, value): .csv, .jsonl or .parquet; or an evaluation log.")
+    ],
     out: _common.OutOption,
     outcome: Annotated[
         str | None, typer.Option("--outcome", metavar="NAME", help="Which outcome, of a table with several.")
@@ -77,15 +79,13 @@ def analyze(
     """
     folder = _common.prepare_output(out, force, results=_RESULTS)
     _common.existing(density)
-    _common.existing(outcomes)
     if covariates is not None:
         _common.existing(covariates)
 
     from lmd3.analysis import regress
-    from lmd3.outcomes import read_outcomes
 
     study = regress(
-        read_outcomes(outcomes, outcome_id, outcome_value, outcome),
+        _common.read_outcomes(str(outcomes), id=outcome_id, value=outcome_value, outcome=outcome),
         density,
         covariates,
         cluster=cluster,

@@ -27,6 +27,7 @@ from lmd3.cli._common import (
     notice,
     prepare_output,
     progress,
+    read_outcomes,
 )
 from lmd3.cli._density import PrecisionOption
 from lmd3.cli._steps import Step, Steps, fingerprint
@@ -91,7 +92,9 @@ def study(
     outcomes: Annotated[
         str,
         typer.Option(
-            "--outcomes", help="A table (id, value), or perplexity:MODEL (ngram, a name or a folder)."
+            "--outcomes",
+            help="A table (id, value), an evaluation log (lm-evaluation-harness, lighteval, inspect), or "
+            "perplexity:MODEL (ngram, a name or a folder).",
         ),
     ],
     out: OutOption,
@@ -181,6 +184,8 @@ def study(
     from lmd3.bandwidth import DEFAULT_RULES
     from lmd3.cli.density import METHODS, PRECISIONS
     from lmd3.encoders.run import encoder_from_store
+    from lmd3.outcomes import choose_outcome
+    from lmd3.performance.eval_logs import files_of
     from lmd3.results import DensityTable
 
     prepare_output(out, force=out.is_dir())
@@ -242,7 +247,7 @@ def study(
 
     def score() -> None:
         if scorer is None:
-            table = lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value)
+            table = read_outcomes(outcomes, id=outcome_id, value=outcome_value)
         else:
             words = (text for batch in train.texts() for text in batch.texts) if scorer == "ngram" else None
             table = lmd3.performance.from_model(test.texts(), scorer, train=words, progress=progress)
@@ -268,8 +273,8 @@ def study(
 
     # Everything that can be refused without the work is refused before it.
     if scorer is None:
-        existing(outcomes)
-        lmd3.read_outcomes(outcomes, id=outcome_id, value=outcome_value, outcome=outcome)
+        scores = read_outcomes(outcomes, id=outcome_id, value=outcome_value)
+        choose_outcome(scores, outcome, outcomes)
     elif not test.is_texts:
         raise ParameterError("perplexity needs the texts of the queries", file=str(queries))
     elif scorer == "ngram" and not train.is_texts:
@@ -283,7 +288,8 @@ def study(
 
     scored: dict[str, Any] = {"model": scorer, "queries": test.settings}
     if scorer is None:
-        scored = {"table": fingerprint(outcomes), "id": outcome_id, "value": outcome_value}
+        files = [fingerprint(path) for path in files_of(outcomes)]
+        scored = {"table": files[0] if len(files) == 1 else files, "id": outcome_id, "value": outcome_value}
     elif scorer == "ngram":
         scored["corpus"] = train.settings
     beside = fingerprint(existing(covariates)) if covariates else described

@@ -2,7 +2,7 @@
 
 `from_model` scores texts under a language model: the built-in n-gram model or any causal language model of
 `transformers`. Both answer with negative log-likelihoods in nats, per token and per byte; per byte compares
-models with different tokens.
+models with different tokens. `from_eval_logs` reads what evaluation harnesses wrote.
 """
 
 from __future__ import annotations
@@ -20,12 +20,22 @@ from numpy.typing import NDArray
 
 from lmd3.errors import ParameterError
 from lmd3.outcomes import OUTCOME_SCHEMA
+from lmd3.performance.eval_logs import from_eval_logs, from_inspect, from_lighteval, from_lm_eval
 from lmd3.progress import ProgressFactory, silent
 
 if TYPE_CHECKING:
     from lmd3.texts import Texts
 
-__all__ = ["LanguageModel", "Likelihoods", "from_model", "outcome_table"]
+__all__ = [
+    "LanguageModel",
+    "Likelihoods",
+    "from_eval_logs",
+    "from_inspect",
+    "from_lighteval",
+    "from_lm_eval",
+    "from_model",
+    "outcome_table",
+]
 
 #: Texts scored between two reports of progress.
 _BATCH = 256
