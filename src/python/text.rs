@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::text::hashing::{Hashing, IdfCounter};
 use crate::text::ngrams::{Ngram, NgramCounts, TokenCounts, Unknown};
 use crate::text::overlap::Overlap;
+use crate::text::tokens::spans;
 
 /// Texts handled between two looks at pending signals (Ctrl-C).
 const BATCH: usize = 4096;
@@ -70,8 +71,8 @@ struct HashingEncoder {
     inner: Hashing,
 }
 
-/// Vectors (m, dim), words read (m,), truncated (m,).
-type Encoded<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<bool>>);
+/// Vectors (m, dim), words read (m,), words left out (m,).
+type Encoded<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i32>>);
 
 #[pymethods]
 impl HashingEncoder {
@@ -109,6 +110,19 @@ impl HashingEncoder {
         self.inner.fingerprint()
     }
 
+    /// Features in the texts (each once a text) and those without a frequency of their own.
+    #[pyo3(signature = (texts, max_words=None))]
+    fn unknown(
+        &self,
+        py: Python<'_>,
+        texts: Vec<PyBackedStr>,
+        max_words: Option<usize>,
+    ) -> PyResult<(u64, u64)> {
+        let limit = max_words.unwrap_or(usize::MAX);
+        let counts = in_batches(py, &texts, |batch| self.inner.unknown(batch, limit))?;
+        Ok(counts.into_iter().fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)))
+    }
+
     #[pyo3(signature = (texts, max_words=None))]
     fn encode<'py>(
         &self,
@@ -119,7 +133,7 @@ impl HashingEncoder {
         let (m, dim) = (texts.len(), self.inner.dim());
         let mut vectors = vec![0f32; m * dim];
         let mut words = vec![0i32; m];
-        let mut truncated = vec![false; m];
+        let mut left_out = vec![0i32; m];
         let mut done = 0;
         in_batches(py, &texts, |batch| {
             let rows = done..done + batch.len();
@@ -129,12 +143,33 @@ impl HashingEncoder {
                 max_words.unwrap_or(usize::MAX),
                 &mut vectors[rows.start * dim..rows.end * dim],
                 &mut words[rows.clone()],
-                &mut truncated[rows],
+                &mut left_out[rows],
             );
         })?;
         let vectors = vectors.into_pyarray(py).reshape([m, dim])?;
-        Ok((vectors, words.into_pyarray(py), truncated.into_pyarray(py)))
+        Ok((vectors, words.into_pyarray(py), left_out.into_pyarray(py)))
     }
+}
+
+/// Hashes of ids (m,): the xxh3-64 of each under a seed.
+#[pyfunction]
+fn hash_ids<'py>(py: Python<'py>, ids: Vec<PyBackedStr>, seed: u64) -> Bound<'py, PyArray1<u64>> {
+    let hashes: Vec<u64> =
+        ids.iter().map(|id| xxhash_rust::xxh3::xxh3_64_with_seed(id.as_bytes(), seed)).collect();
+    hashes.into_pyarray(py)
+}
+
+/// The words of each text as (words, 2) starts and ends in characters.
+#[pyfunction]
+fn word_spans<'py>(py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<Vec<Bound<'py, PyArray2<u32>>>> {
+    let found = in_batches(py, &texts, |batch| batch.iter().map(|text| spans(text)).collect::<Vec<_>>())?;
+    let spans = found.into_iter().flatten();
+    spans
+        .map(|spans| {
+            let flat: Vec<u32> = spans.iter().flat_map(|&(start, end)| [start, end]).collect();
+            flat.into_pyarray(py).reshape([spans.len(), 2])
+        })
+        .collect()
 }
 
 /// Counts of an order-3 model; texts can be added at any time, also to a copy.
@@ -329,6 +364,8 @@ impl PyOverlap {
 
 /// Adds this part's classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(hash_ids, module)?)?;
+    module.add_function(wrap_pyfunction!(word_spans, module)?)?;
     module.add_class::<HashingFitter>()?;
     module.add_class::<HashingEncoder>()?;
     module.add_class::<PyNgramCounts>()?;

@@ -41,11 +41,11 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Collects the text's features, sorted, repeated as often as they occur. Returns its number of words and
-    /// whether words beyond `max_words` were left out.
+    /// Collects the text's features, sorted, repeated as often as they occur. Returns its number of words and how many
+    /// beyond `max_words` were left out.
     ///
     /// A text without words is represented by its marks; one without any mark by a feature reserved for it.
-    fn collect(&mut self, text: &str, max_words: usize) -> (usize, bool) {
+    fn collect(&mut self, text: &str, max_words: usize) -> (usize, usize) {
         self.hashes.clear();
         self.features.clear();
         let hashes = &mut self.hashes;
@@ -68,7 +68,7 @@ impl Scratch {
             self.features.push(xxh3_64_with_seed(b"", EMPTY));
         }
         self.features.sort_unstable();
-        (hashes.len(), total > hashes.len())
+        (hashes.len(), total - hashes.len())
     }
 }
 
@@ -227,26 +227,41 @@ impl Hashing {
         self.entries.len()
     }
 
-    /// Encodes texts into the rows of `vectors` (`texts.len() × dim`), with the number of words read of each and whether
-    /// words beyond `max_words` were left out. The same text gives the same bytes in any company, on any number of threads.
+    /// Encodes texts into the rows of `vectors` (`texts.len() × dim`), with the number of words read of each and of those
+    /// beyond `max_words`, which are left out. The same text gives the same bytes in any company, on any number of threads.
     pub fn encode<T: AsRef<str> + Sync>(
         &self,
         texts: &[T],
         max_words: usize,
         vectors: &mut [f32],
         words: &mut [i32],
-        truncated: &mut [bool],
+        left_out: &mut [i32],
     ) {
         assert_eq!(vectors.len(), texts.len() * self.dim);
-        vectors.par_chunks_mut(self.dim).zip(words).zip(truncated).zip(texts).with_min_len(16).for_each_init(
+        vectors.par_chunks_mut(self.dim).zip(words).zip(left_out).zip(texts).with_min_len(16).for_each_init(
             Scratch::default,
-            |scratch, (((row, words), truncated), text)| {
-                let (count, cut) = scratch.collect(text.as_ref(), max_words);
-                *words = i32::try_from(count).unwrap_or(i32::MAX);
-                *truncated = cut;
+            |scratch, (((row, words), left_out), text)| {
+                let (read, beyond) = scratch.collect(text.as_ref(), max_words);
+                *words = i32::try_from(read).unwrap_or(i32::MAX);
+                *left_out = i32::try_from(beyond).unwrap_or(i32::MAX);
                 self.project(scratch, row);
             },
         );
+    }
+
+    /// How many features the texts hold, each counted once a text, and how many of them have no frequency of their own:
+    /// what an idf counted on other texts does not know.
+    pub fn unknown<T: AsRef<str> + Sync>(&self, texts: &[T], max_words: usize) -> (u64, u64) {
+        texts
+            .par_iter()
+            .map_init(Scratch::default, |scratch, text| {
+                scratch.collect(text.as_ref(), max_words);
+                scratch.features.dedup();
+                let unknown =
+                    scratch.features.iter().filter(|feature| !self.idf.contains_key(feature)).count();
+                (scratch.features.len() as u64, unknown as u64)
+            })
+            .reduce(|| (0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
     fn project(&self, scratch: &mut Scratch, row: &mut [f32]) {
@@ -363,9 +378,9 @@ mod tests {
 
     fn encode(encoder: &Hashing, texts: &[&str]) -> Vec<Vec<f32>> {
         let mut vectors = vec![0.0; texts.len() * encoder.dim()];
-        let (mut words, mut cut) = (vec![0; texts.len()], vec![false; texts.len()]);
+        let (mut words, mut cut) = (vec![0; texts.len()], vec![0; texts.len()]);
         encoder.encode(texts, usize::MAX, &mut vectors, &mut words, &mut cut);
-        assert!(cut.iter().all(|cut| !cut));
+        assert!(cut.iter().all(|&cut| cut == 0));
         vectors.chunks(encoder.dim()).map(<[f32]>::to_vec).collect()
     }
 
@@ -404,6 +419,25 @@ mod tests {
         for (x, y) in got.iter().zip(&expected) {
             assert!((f64::from(*x) - y / norm).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn words_beyond_the_limit_are_counted_and_change_nothing() {
+        let encoder = fit(&["a b c", "b c d"], 32);
+        let read = |text: &str, limit| {
+            let (mut vector, mut words, mut cut) = (vec![0.0; 32], [0], [0]);
+            encoder.encode(&[text], limit, &mut vector, &mut words, &mut cut);
+            (vector, words[0], cut[0])
+        };
+        assert_eq!(read("a b c d e", 3), (read("a b c", 9).0, 3, 2));
+        assert_eq!(read("a b c", 3).2, 0);
+    }
+
+    #[test]
+    fn features_without_a_frequency_are_counted_once_a_text() {
+        let encoder = fit(&["a b", "a b", "c"], 8);
+        // Known are those seen twice: a, b and their pair; in "c c" the word c and the pair (c, c) are not.
+        assert_eq!(encoder.unknown(&["a b", "c c", "a b a b"], usize::MAX), (3 + 2 + 4, 2 + 1));
     }
 
     #[test]

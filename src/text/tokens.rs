@@ -73,6 +73,33 @@ pub fn tokens(text: &str, scratch: &mut String, each: impl FnMut(&str)) {
     scan(text, true, scratch, each);
 }
 
+/// Where the words of `text` stand: (start, end) of each, counted in characters, in order; the marks where it has no words.
+/// The n-th span is the n-th word that [`words`] gives.
+pub fn spans(text: &str) -> Vec<(u32, u32)> {
+    let found = spans_of(text, false);
+    if found.is_empty() { spans_of(text, true) } else { found }
+}
+
+fn spans_of(text: &str, marks: bool) -> Vec<(u32, u32)> {
+    let mut found = Vec::new();
+    let mut open = None;
+    let mut at = 0u32;
+    for c in text.chars() {
+        let class = class(c);
+        if class == Class::Word {
+            open.get_or_insert(at);
+        } else {
+            found.extend(open.take().map(|start| (start, at)));
+            if class == Class::Single || (marks && class == Class::Mark) {
+                found.push((at, at + 1));
+            }
+        }
+        at += 1;
+    }
+    found.extend(open.map(|start| (start, at)));
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +122,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_span_holds_its_word(text in ".{0,60}") {
+            let mut tokens = collect(&text, false);
+            if tokens.is_empty() {
+                tokens = collect(&text, true);
+            }
+            let chars: Vec<char> = text.chars().collect();
+            let cut: Vec<String> = spans(&text)
+                .into_iter()
+                .map(|(start, end)| collect(&chars[start as usize..end as usize].iter().collect::<String>(), true).concat())
+                .collect();
+            prop_assert_eq!(cut, tokens);
+        }
+
         #[test]
         fn words_are_the_tokens_that_are_no_marks(text in ".{0,60}") {
             let all = collect(&text, true);

@@ -238,12 +238,10 @@ def test_a_refusal_leaves_nothing(tmp_path: Path) -> None:
         lmd3.encode(["a"], out=tmp_path / "s")
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_before_a_window_is_finished_leaves_nothing(tmp_path: Path) -> None:
     class Stopping(LengthEncoder):
         def encode(self, texts: Sequence[str]) -> EncodedBatch:
-            if self.batches:
-                raise KeyboardInterrupt
-            return super().encode(texts)
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lmd3.encode(["a"] * 9000, Stopping(), tmp_path / "s", shard_rows=100)
@@ -348,7 +346,9 @@ def test_encode_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert words in page
     assert run("inspect", tmp_path / "s", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["groups"] == [{"name": "a", "rows": 15}, {"name": "b", "rows": 15}] and facts["rows"] == 30
+    lost = sum(len(record["question"].split()) - 2 for record in records[:30:2])
+    counts = {"rows": 15, "tokens": 30, "truncated": 15, "tokens_left_out": lost}
+    assert facts["groups"] == [{"name": "a"} | counts, {"name": "b"} | counts] and facts["rows"] == 30
 
     assert run("verify", tmp_path / "s", "--json") == 0
     assert json.loads(capsys.readouterr().out)["verified"] is True

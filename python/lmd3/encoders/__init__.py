@@ -6,6 +6,7 @@ for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +28,13 @@ class EncodedBatch:
         vectors: (m, dim) float32, every row of norm 1.
         tokens: (m,) int32, tokens (or words) read of each text, after truncation and with the prompt.
         truncated: (m,) bool, whether the text was longer than what the encoder reads.
+        left_out: (m,) int32, tokens beyond the limit; None where the encoder does not count them.
     """
 
     vectors: NDArray[np.float32]
     tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
+    left_out: NDArray[np.int32] | None = None
 
 
 @runtime_checkable
@@ -40,7 +43,9 @@ class Encoder(Protocol):
     input, up to the rounding of float32.
 
     A class that implements it also has `restore(description, folder)`, the inverse of `describe` and
-    `save_state`, where its stores are to encode queries later.
+    `save_state`, where its stores are to encode queries later; and to cut texts into chunks by its own
+    tokens, `token_spans(texts)`, a (tokens, 2) array of starts and ends in characters for each text, and
+    `room`, the tokens of a text that it reads (None: all).
     """
 
     @property
@@ -58,8 +63,8 @@ class Encoder(Protocol):
     def describe(self) -> dict[str, Any]:
         """The settings as JSON values, recorded in the store's manifest.
 
-        Keys: `kind` ("hashing" or "sentence-transformers"), `model`, `revision`, `prompt`, `max_tokens`,
-            `dim`,
+        Keys: `kind` ("hashing", "static" or "sentence-transformers"), `model`, `revision`, `prompt`,
+        `max_tokens`, `dim`,
         `fingerprint` (hex; equal exactly where the vectors are: it covers settings, weights or fitted state),
         `state_file` (name of the file that `save_state` writes; only where there is one), and the encoder's
         own.
@@ -95,17 +100,22 @@ def create_encoder(
     max_tokens: int | None = None,
     truncate_dim: int | None = None,
     batch_size: int | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
 ) -> Encoder:
     """The encoder of a name.
 
     Args:
-        model: "hashing" (built in), the name or folder of a sentence-transformers model, or an encoder,
-            which is returned as it is.
+        model: "hashing" (built in), the name or folder of a sentence-transformers or model2vec model, or an
+            encoder, which is returned as it is. `static:NAME` is a model2vec model by its name on the hub.
         prompt: put before every text (neural encoders only).
         max_tokens: tokens read of each text; the rest is cut off and the text counted. None: what the model
             reads.
         truncate_dim: keep the first dimensions only and normalise again. For "hashing": the dimensions.
-        batch_size: texts per forward pass of a neural encoder; None: its default.
+        batch_size: texts per forward pass of a neural encoder; None: as many as make 2,048 tokens.
+        precision: arithmetic of a neural encoder, "float32" (default) or "bfloat16", which is refused where a
+            short benchmark finds it no faster.
+        backend: what runs a neural encoder: "torch" (default), "onnx" or "openvino".
 
     Raises:
         ParameterError: a setting outside its range or without meaning for the encoder.
@@ -119,26 +129,55 @@ def create_encoder(
     ):
         if value is not None and value < 1:
             raise ParameterError(f"{name} must be at least 1, not {value}")
+    neural = {"prompt": prompt, "batch_size": batch_size, "precision": precision, "backend": backend}
+    settings = {"max_tokens": max_tokens, "truncate_dim": truncate_dim, **neural}
     if not isinstance(model, str | Path):
-        if (prompt, max_tokens, truncate_dim, batch_size) != (None, None, None, None):
+        if any(setting is not None for setting in settings.values()):
             raise ParameterError("settings belong to the encoder given: they can't be changed here")
         return model
     if str(model) == "hashing":
         if prompt is not None:
             raise ParameterError("a prompt has no meaning for the hashing encoder: its vectors count words")
+        _refuse(neural, "the hashing encoder")
         from lmd3.encoders.hashing import HashingEncoder
 
-        settings = {} if truncate_dim is None else {"dim": truncate_dim}
-        return HashingEncoder(**settings, max_tokens=max_tokens)
-    from lmd3.encoders.sentence_transformers import BATCH_SIZE, SentenceTransformerEncoder
+        dim = {} if truncate_dim is None else {"dim": truncate_dim}
+        return HashingEncoder(**dim, max_tokens=max_tokens)
+    if static := _static(str(model)):
+        _refuse(neural | {"prompt": None}, "a static encoder")
+        from lmd3.encoders.static import StaticEncoder
+
+        return StaticEncoder(static, prompt=prompt, max_tokens=max_tokens, truncate_dim=truncate_dim)
+    from lmd3.encoders.sentence_transformers import SentenceTransformerEncoder
 
     return SentenceTransformerEncoder(
         str(model),
         prompt=prompt,
         max_tokens=max_tokens,
         truncate_dim=truncate_dim,
-        batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        batch_size=batch_size,
+        precision="float32" if precision is None else precision,
+        backend="torch" if backend is None else backend,
     )
+
+
+def _refuse(settings: Mapping[str, Any], encoder: str) -> None:
+    for name, value in settings.items():
+        if value is not None and (name, value) not in (("precision", "float32"), ("backend", "torch")):
+            raise ParameterError(f"{name} has no meaning for {encoder}", remedy="leave it away")
+
+
+def _static(model: str) -> str | None:
+    """The name or folder of a static model where `model` names one: `static:NAME`, or a folder that says
+    so."""
+    if model.startswith("static:"):
+        return model.removeprefix("static:")
+    folder = Path(model).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return model if isinstance(config, dict) and config.get("model_type") == "model2vec" else None
 
 
 def restore_encoder(description: Mapping[str, Any], folder: Path, model: str | None = None) -> Encoder:
@@ -158,6 +197,10 @@ def restore_encoder(description: Mapping[str, Any], folder: Path, model: str | N
             from lmd3.encoders.hashing import HashingEncoder
 
             encoder = HashingEncoder.restore(description, folder)
+        case "static":
+            from lmd3.encoders.static import StaticEncoder
+
+            encoder = StaticEncoder.restore(description, folder, model)
         case "sentence-transformers":
             from lmd3.encoders.sentence_transformers import SentenceTransformerEncoder
 

@@ -19,6 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lmd3 import _lmd3
 from lmd3.encoders import EncodedBatch
 from lmd3.errors import FileMissingError, FormatError, ModelError, OutputError, ParameterError
@@ -105,7 +108,27 @@ class HashingEncoder:
         Raises:
             ModelError: the encoder has not been fitted.
         """
-        return EncodedBatch(*self._fitted().encode(list(texts), self.max_tokens))
+        vectors, tokens, left_out = self._fitted().encode(list(texts), self.max_tokens)
+        return EncodedBatch(vectors, tokens, left_out > 0, left_out)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Where the words of each text stand: (words, 2) starts and ends in characters."""
+        return _lmd3.word_spans(list(texts))
+
+    @property
+    def room(self) -> int | None:
+        """Words of a text that are read; None: all."""
+        return self.max_tokens
+
+    def unknown(self, texts: Sequence[str]) -> tuple[int, int]:
+        """Words and pairs in the texts, each counted once a text, and how many of them the frozen idf has
+        never seen twice: their share, against that in the texts it was counted on, is how far a corpus has
+            drifted.
+
+        Raises:
+            ModelError: the encoder has not been fitted.
+        """
+        return self._fitted().unknown(list(texts), self.max_tokens)
 
     def save_state(self, folder: Path) -> None:
         """Writes the frozen idf to `folder / "hashing.bin"`: versioned, with its checksum at the end.

@@ -1,8 +1,10 @@
 """Encoding: a stream of texts to a store, window by window, and queries by the encoder of their corpus.
 
-Memory is that of one window of texts and of the encoder, whatever the length of the input. The input is read
-twice: first to refuse what is wrong with it before hours of work, to count it and to fit the encoder where
-it has to be; then to encode it.
+Memory is that of a few windows of texts and of the encoder, whatever the length of the input. The input is
+read
+twice: first to refuse what is wrong with it before hours of work, to count it (and the strata of a sample)
+and to fit the encoder where it has to be; then to encode it. Every finished window is on disk
+(`lmd3.encoders.job`), and the same call after a kill goes on behind the last one.
 """
 
 from __future__ import annotations
@@ -14,13 +16,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lmd3.encoders import Encoder, create_encoder, restore_encoder
-from lmd3.errors import ModelError, ParameterError, ShapeError, WorkError
+from lmd3.encoders import EncodedBatch, Encoder, create_encoder, restore_encoder
+from lmd3.encoders.chunking import Chunking, size_of
+from lmd3.encoders.job import Job
+from lmd3.encoders.pool import encode_windows
+from lmd3.encoders.windows import Window, windows
+from lmd3.errors import DtypeError, ModelError, ParameterError, ShapeError, WorkError
 from lmd3.progress import ProgressFactory, silent
-from lmd3.store import DOCUMENTS, Store, StoreWriter
+from lmd3.store import DTYPES, Store, check_replaceable, open_store
+from lmd3.store.documents import documents_schema, documents_table
+from lmd3.store.resuming import ResumableStoreWriter
+from lmd3.store.sampling import SampleCounter, SampleDesign
 from lmd3.texts import Texts
 
 __all__ = ["encode", "encode_queries", "encoder_from_store"]
+
+#: Rows of a window: what is sorted by length together, and what a kill may cost.
+WINDOW = 4096
 
 
 def encode(
@@ -33,42 +45,101 @@ def encode(
     max_tokens: int | None = None,
     truncate_dim: int | None = None,
     batch_size: int | None = None,
+    precision: str | None = None,
+    backend: str | None = None,
+    chunk: str | Chunking = "truncate",
+    chunk_tokens: int | None = None,
+    chunk_overlap: int = 0,
+    sample: float | None = None,
+    sample_by: str | None = None,
+    seed: int = 0,
     shard_rows: int = 1 << 20,
+    window: int = WINDOW,
+    workers: int = 1,
+    threads: int | None = None,
     keep_texts: bool = True,
     force: bool = False,
     progress: ProgressFactory | None = None,
 ) -> Store:
     """Encodes texts into a store, rows in input order.
 
+    Killed at any moment, the same call goes on behind the last finished window, and its store is the same to
+    the byte as that of a call without a stop (on the same machine and number of threads).
+
     Args:
         texts: what `read_texts` gives, or a list of texts.
-        model: "hashing" (built in, lexical), the name or folder of a sentence-transformers model, or an
-            encoder.
+        model: "hashing" (built in, lexical), the name or folder of a sentence-transformers or model2vec
+            model, or an encoder.
         out: the store's folder.
         dtype: element type on disk: "float16", "float32", "bfloat16" or "int8".
-        prompt, max_tokens, truncate_dim, batch_size: settings of the encoder, see `create_encoder`.
+        prompt, max_tokens, truncate_dim, batch_size, precision, backend: settings of the encoder, see
+            `create_encoder`.
+        chunk, chunk_tokens, chunk_overlap: how texts longer than the encoder reads are taken, see `Chunking`.
+        sample: encode only this share of the texts, drawn by hash of the id (see `lmd3.store.sampling`); the
+            rows get inclusion weights, and densities their standard error. A larger share holds every text
+            of a smaller one of the same seed. None: all texts.
+        sample_by: "group": draw in each group by itself.
+        seed: of the sample.
         shard_rows: rows of one shard.
+        window: rows that are sorted by length together; what is finished is kept window by window.
+        workers: processes that encode; each is spawned, so a script needs `if __name__ == "__main__":`.
+        threads: of all workers together; None: all cores.
         keep_texts: keep the texts beside the vectors: reports show them, covariates need them.
-        force: replace a store that is there.
+        force: replace a store that is there; discard an unfinished encoding of other settings.
         progress: makes the bars; None: no progress.
 
     Returns:
-        The store. Its manifest counts empty texts (left out), tokens and truncated texts.
+        The store. Its manifest counts empty texts (left out), tokens, truncated texts and the tokens they
+        lost, by group.
 
     Raises:
-        OutputError: `out` exists or can't be written.
+        OutputError: `out` exists or can't be written, or an encoding of other input or settings is
+            unfinished there.
         ModelError, MissingDependencyError, ParameterError: the encoder can't be had.
         TextFormatError, ColumnError, DuplicateIdError, …: as iterating over `Texts`.
         ShapeError: no texts.
+        WorkError: the disk is full, the input changed, a worker ended; finished windows are kept.
     """
     if out is None:
         raise ParameterError("name the store's folder: out=…")
+    for name, value in (("window", window), ("workers", workers), ("shard_rows", shard_rows)):
+        if value < 1:
+            raise ParameterError(f"{name} must be at least 1, not {value}")
+    cutting = chunk if isinstance(chunk, Chunking) else Chunking(chunk, chunk_tokens, chunk_overlap)
     stream = _as_texts(texts)
     encoder = create_encoder(
-        model, prompt=prompt, max_tokens=max_tokens, truncate_dim=truncate_dim, batch_size=batch_size
+        model,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        truncate_dim=truncate_dim,
+        batch_size=batch_size,
+        precision=precision,
+        backend=backend,
     )
-    with StoreWriter(out, dtype=dtype, encoder=encoder, shard_rows=shard_rows, force=force) as writer:
-        return _write(stream, encoder, writer, keep_texts, progress or silent)
+    counter = None if sample is None or sample == 1 else SampleCounter(sample, seed, sample_by)
+    if counter is None and sample_by is not None:
+        raise ParameterError("a sample by group needs its rate", remedy="--sample R")
+    if counter is not None and cutting.mode == "sliding":
+        # Chunks of one document are drawn together, which the standard error would have to know.
+        raise ParameterError(
+            "a sample of documents can't be cut into sliding chunks: its standard error would be too small",
+            remedy="take --chunk first, or cut the documents beforehand and sample their chunks",
+        )
+    return _encode_to_store(
+        stream,
+        encoder,
+        Path(out),
+        dtype=dtype,
+        chunking=cutting,
+        counter=counter,
+        shard_rows=shard_rows,
+        window=window,
+        workers=workers,
+        threads=threads,
+        keep_texts=keep_texts,
+        force=force,
+        progress=progress or silent,
+    )
 
 
 def encode_queries(
@@ -78,6 +149,9 @@ def encode_queries(
     *,
     model: str | Path | Encoder | None = None,
     dtype: str = "float32",
+    chunk: str | Chunking = "truncate",
+    chunk_tokens: int | None = None,
+    chunk_overlap: int = 0,
     force: bool = False,
     progress: ProgressFactory | None = None,
 ) -> Store:
@@ -91,6 +165,7 @@ def encode_queries(
         model: where the corpus's model is now, if it has moved, or an encoder; it must have the corpus's
             fingerprint.
         dtype: element type on disk.
+        chunk, chunk_tokens, chunk_overlap: as `encode`.
         force: replace a store that is there.
         progress: makes the bars.
 
@@ -98,37 +173,28 @@ def encode_queries(
         ModelError: the corpus is bare vectors, or its encoder can't be had or is another one by now.
         Others as `encode`.
     """
+    cutting = chunk if isinstance(chunk, Chunking) else Chunking(chunk, chunk_tokens, chunk_overlap)
     stream = _as_texts(texts)
     encoder = encoder_from_store(store, model)
     progress = progress or silent
     if out is not None:
-        with StoreWriter(out, dtype=dtype, encoder=encoder, force=force) as writer:
-            return _write(stream, encoder, writer, True, progress)
-    total = _first_pass(stream, encoder, progress)
-    vectors = np.empty((total, encoder.dim), np.float32)
+        return _encode_to_store(
+            stream, encoder, Path(out), dtype=dtype, chunking=cutting, force=force, progress=progress
+        )
+    total = _first_pass(stream, encoder, None, progress)
+    vectors: list[Any] = []
     parts: list[pa.Table] = []
     done = 0
     with progress("encoding queries", total, "texts") as bar:
-        for batch in stream:
-            if done + len(batch) > total:
-                raise _changed(stream)
-            encoded = encoder.encode(batch.texts)
-            vectors[done : done + len(batch)] = encoded.vectors
-            columns = {
-                "id": pa.array(batch.ids, pa.string()),
-                "group": pa.nulls(len(batch), pa.string())
-                if batch.groups is None
-                else pa.array(batch.groups),
-                "text": pa.array(batch.texts, pa.string()),
-                "tokens": pa.array(encoded.tokens),
-                "truncated": pa.array(encoded.truncated),
-            }
-            parts.append(pa.table(columns, schema=DOCUMENTS))
-            done += len(batch)
+        for rows in windows(stream, encoder, cutting, None, WINDOW, 1 << 62):
+            encoded = encoder.encode(rows.texts)
+            vectors.append(encoded.vectors)
+            parts.append(_table(rows, encoded, keep_texts=True))
+            done = rows.position[0]
             bar.update(done)
     if done != total:
         raise _changed(stream)
-    return Store.in_memory(vectors, pa.concat_tables(parts), encoder=encoder.describe())
+    return Store.in_memory(np.concatenate(vectors), pa.concat_tables(parts), encoder=encoder.describe())
 
 
 def encoder_from_store(store: Store, model: str | Path | Encoder | None = None) -> Encoder:
@@ -162,12 +228,16 @@ def _as_texts(texts: Texts | Sequence[str]) -> Texts:
     return Texts.from_lists(texts)
 
 
-def _first_pass(texts: Texts, encoder: Encoder, progress: ProgressFactory) -> int:
+def _first_pass(
+    texts: Texts, encoder: Encoder, counter: SampleCounter | None, progress: ProgressFactory
+) -> int:
     """Reads everything once: proves the input sound, fits the encoder where it has to be, and counts."""
 
     def stream() -> Iterator[str]:
         done = 0
         for batch in texts:
+            if counter is not None:
+                counter.add(batch.ids, batch.groups)
             yield from batch.texts
             done += len(batch)
             bar.update(done)
@@ -203,26 +273,160 @@ def _no_texts(texts: Texts) -> ShapeError:
     return ShapeError(f"there are no texts{note}", file=file)
 
 
-def _write(
-    texts: Texts, encoder: Encoder, writer: StoreWriter, keep_texts: bool, progress: ProgressFactory
+def _encode_to_store(
+    texts: Texts,
+    encoder: Encoder,
+    out: Path,
+    *,
+    dtype: str,
+    chunking: Chunking,
+    counter: SampleCounter | None = None,
+    shard_rows: int = 1 << 20,
+    window: int = WINDOW,
+    workers: int = 1,
+    threads: int | None = None,
+    keep_texts: bool = True,
+    force: bool,
+    progress: ProgressFactory,
 ) -> Store:
-    total = _first_pass(texts, encoder, progress)
-    writer.source.update(_facts(texts))
-    with progress("encoding", total, "texts") as bar:
-        for batch in texts:
-            encoded = encoder.encode(batch.texts)
-            writer.append(
-                encoded.vectors,
-                batch.ids,
-                groups=batch.groups,
-                texts=batch.texts if keep_texts else None,
-                tokens=encoded.tokens,
-                truncated=encoded.truncated,
+    if dtype not in DTYPES:
+        raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
+    if chunking.mode != "truncate":
+        size_of(chunking, encoder)
+    key = {
+        "lmd3": _version(),
+        "input": texts.fingerprint,
+        "columns": {"text": texts.text, "id": texts.id, "group": texts.group},
+        "encoder": encoder.describe(),
+        "batch_size": getattr(encoder, "batch_size", None),
+        "dtype": dtype,
+        "chunking": chunking.describe(),
+        "sample": None if counter is None else counter.describe(),
+        "shard_rows": shard_rows,
+        "window": window,
+        "texts": keep_texts,
+    }
+    with Job(out, key, force) as job:
+        if job.published():
+            return open_store(out)
+        check_replaceable(out, force)
+        if job.facts is None:
+            count = _first_pass(texts, encoder, counter, progress)
+            design = None if counter is None else counter.finish()
+            job.encoder_state.mkdir(exist_ok=True)
+            encoder.save_state(job.encoder_state)
+            job.begin(
+                {
+                    "texts": count if design is None else design.sampled,
+                    "source": _facts(texts),
+                    "sampling": None if design is None else design.describe(),
+                }
             )
-            bar.update(writer.n)
-    if writer.n != total:
-        raise _changed(texts)
-    return writer.close()
+        elif not encoder.fitted:
+            encoder.load_state(job.encoder_state)
+        facts = job.facts
+        assert facts is not None
+        design = None if facts["sampling"] is None else SampleDesign.restore(facts["sampling"])
+        writer = ResumableStoreWriter(
+            out,
+            job.draft,
+            dtype=dtype,
+            encoder=encoder,
+            shard_rows=shard_rows,
+            force=force,
+            source=facts["source"],
+        )
+        writer.facts["chunking"] = chunking.describe()
+        if facts["sampling"] is not None:
+            writer.facts["sampling"] = facts["sampling"]
+        try:
+            if job.state is not None:
+                writer.restore(job.state)
+            rows = writer.n + sum(job.read_window(number)[0].num_rows for number in job.waiting)
+            _finish_shards(job, writer, rows, shard_rows)
+            # What was done by an earlier run would spoil the estimate of the time left.
+            before = int(job.position[0])
+            with progress("encoding", facts["texts"] - before, "texts") as bar:
+                todo = windows(
+                    texts, encoder, chunking, design, window, shard_rows, position=job.position, row=rows
+                )
+                for part, encoded in encode_windows(
+                    todo, encoder, workers=workers, threads=threads, state=job.encoder_state
+                ):
+                    table = _table(part, encoded, keep_texts)
+                    if design is not None:
+                        weights = design.weights(len(part), part.groups)
+                        table = table.append_column("weight", pa.array(weights))
+                    half = dtype == "float16"
+                    vectors = encoded.vectors.astype(np.float16) if half else encoded.vectors
+                    job.keep_window(table, vectors, part.position)
+                    rows += len(part)
+                    _finish_shards(job, writer, rows, shard_rows)
+                    bar.update(part.position[0] - before)
+            if job.position[0] != facts["texts"]:
+                raise _changed(texts)
+            job.seal()
+            _fill(job, writer)
+            store = writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+    return store
+
+
+def _finish_shards(job: Job, writer: ResumableStoreWriter, rows: int, shard_rows: int) -> None:
+    """Moves the waiting windows into their shard where that is complete."""
+    if job.waiting and rows % shard_rows == 0:
+        _fill(job, writer)
+        job.finish_shard(writer.state())
+
+
+def _fill(job: Job, writer: ResumableStoreWriter) -> None:
+    for number in job.waiting:
+        table, vectors = job.read_window(number)
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        kept = {name: column for name, column in columns.items() if column.null_count < len(column)}
+        lists = {
+            name: kept[name].to_pylist() if name in kept else None for name in ("id", "group", "document")
+        }
+        numbers = {
+            name: kept[name].to_numpy(zero_copy_only=False) if name in kept else None
+            for name in ("tokens", "truncated", "weight", "chunk", "left_out")
+        }
+        writer.append(
+            vectors,
+            lists["id"],
+            lists["group"],
+            kept.get("text"),
+            numbers["tokens"],
+            numbers["truncated"],
+            weights=numbers["weight"],
+            documents=lists["document"],
+            chunks=numbers["chunk"],
+            left_out=numbers["left_out"],
+        )
+
+
+def _table(rows: Window, encoded: EncodedBatch, keep_texts: bool) -> pa.Table:
+    """A window's documents, and `left_out`, the tokens that each lost."""
+    lost = rows.left_out if encoded.left_out is None else rows.left_out + encoded.left_out
+    columns: dict[str, Any] = {
+        "groups": rows.groups,
+        "texts": rows.texts if keep_texts else None,
+        "tokens": encoded.tokens,
+        "truncated": encoded.truncated | (rows.left_out > 0),
+        "documents": rows.documents,
+        "chunks": rows.chunks,
+        "source_rows": None,
+    }
+    table = documents_table(rows.ids, columns, documents_schema(columns))
+    return table.append_column("left_out", pa.array(lost.astype(np.int32)))
+
+
+def _version() -> str:
+    from lmd3 import __version__
+
+    return __version__
 
 
 def _changed(texts: Texts) -> WorkError:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmd3.errors import FileMissingError, FormatError
-from lmd3.store.layout import DOCUMENTS, ROW_GROUP, SOURCE_ROW
+from lmd3.store.layout import CHUNK, DOCUMENT, DOCUMENTS, OPTIONAL, ROW_GROUP, SOURCE_ROW
 
 
 def field_of(name: str) -> pa.Field:
     """The column of a name."""
-    return SOURCE_ROW if name == SOURCE_ROW.name else DOCUMENTS.field(name)
+    return next((field for field in OPTIONAL if field.name == name), None) or DOCUMENTS.field(name)
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -65,6 +65,16 @@ def take_rows(path: Path, rows: NDArray[np.int64], columns: list[str]) -> list[p
     return parts
 
 
+def documents_schema(columns: Mapping[str, Any]) -> pa.Schema:
+    """The columns of a store's documents, where `columns` were given to `StoreWriter.append`."""
+    given = {SOURCE_ROW.name: "source_rows", DOCUMENT.name: "documents", CHUNK.name: "chunks"}
+    schema = DOCUMENTS
+    for field in OPTIONAL:
+        if columns[given[field.name]] is not None:
+            schema = schema.append(field)
+    return schema
+
+
 class DocumentsWriter:
     """A parquet file of documents, written in row groups of a fixed size whatever the batches are."""
 
@@ -87,6 +97,14 @@ class DocumentsWriter:
             self._waiting = [waiting.slice(whole)]
             self._rows -= whole
 
+    def abandon(self) -> None:
+        """Closes the file as it is."""
+        self._waiting, self._rows = [], 0
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def close(self) -> None:
         """Writes what waits, and makes the file durable."""
         if self._file.closed:
@@ -108,6 +126,8 @@ def documents_table(ids: Sequence[str], columns: Mapping[str, Any], schema: pa.S
         "tokens": columns["tokens"],
         "truncated": columns["truncated"],
         "source_row": columns["source_rows"],
+        "document": columns["documents"],
+        "chunk": columns["chunks"],
     }
     arrays = []
     for field in schema:

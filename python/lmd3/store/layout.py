@@ -29,8 +29,15 @@ DOCUMENTS = pa.schema(
 #: The column that sorting adds: the row's number in the store that was sorted.
 SOURCE_ROW = pa.field("source_row", pa.int64())
 
+#: The columns that cutting documents into chunks adds: the id of the document, and which of its chunks it is.
+DOCUMENT = pa.field("document", pa.string())
+CHUNK = pa.field("chunk", pa.int32())
+
+#: Columns that only some stores have, in the order in which they follow the others.
+OPTIONAL = (SOURCE_ROW, DOCUMENT, CHUNK)
+
 #: Columns that may be asked for.
-COLUMNS = (*DOCUMENTS.names, SOURCE_ROW.name)
+COLUMNS = (*DOCUMENTS.names, *(field.name for field in OPTIONAL))
 
 #: Rows of one row group of the documents: what a look-up of one row reads.
 ROW_GROUP = 4096

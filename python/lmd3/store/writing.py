@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 
 from lmd3 import _lmd3
 from lmd3.errors import DtypeError, NotFiniteError, OutputError, ParameterError, ShapeError, WorkError
-from lmd3.store.documents import DocumentsWriter, documents_table
+from lmd3.store.documents import DocumentsWriter, documents_schema, documents_table
 from lmd3.store.files import check_replaceable, entry_of, listed, sync_file, sync_folder, umask
 from lmd3.store.layout import (
-    DOCUMENTS,
     DTYPES,
     FORMAT,
     MANIFEST,
     NORM_TOLERANCE,
     ROUNDING,
-    SOURCE_ROW,
     VERSION,
 )
 from lmd3.store.opening import open_store
@@ -51,7 +49,8 @@ class StoreWriter:
         normalised: whether every vector has norm 1; checked on what is appended.
         shard_rows: rows of one shard.
         force: replace a store that is there already.
-        source: facts on the input for the manifest, such as its fingerprint and the number of empty texts.
+        source: facts on the input for the manifest, such as its fingerprint and the number of empty texts;
+            `facts` takes further entries of the manifest.
         rounding: how far the given rows may be from those that they stand for, relative to their norms
             (`Store.rounding` of the store that they come from).
 
@@ -83,16 +82,10 @@ class StoreWriter:
         self._shard_rows = shard_rows
         self._force = force
         check_replaceable(self.path, force)
-        parents = self.path.absolute().parents
-        self._made = [parent for parent in parents if not parent.exists()]
+        self.facts: dict[str, Any] = {}
+        self._made: list[Path] = []
         try:
-            parents[0].mkdir(parents=True, exist_ok=True)
-            # Beside the result, so that the last step is a rename.
-            self._folder = Path(
-                tempfile.mkdtemp(
-                    prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.absolute().parent
-                )
-            )
+            self._folder = self._make_folder()
         except OSError as error:
             raise OutputError(f"can't be written: {error.strerror or error}", file=str(self.path)) from None
         self._shard: _lmd3.ShardWriter | None = None
@@ -106,10 +99,18 @@ class StoreWriter:
         self._groups: dict[str, int] = {}
         self._group_rows: Counter[str] = Counter()
         self._unique = UniqueIds()
-        self._counts = {"tokens": 0, "truncated": 0}
+        self._counts = {"tokens": 0, "truncated": 0, "tokens_left_out": 0}
+        self._group_counts: dict[str, Counter[str]] = {}
         self._kept: tuple[bool, ...] | None = None
         self._d: int | None = None
         self._n = 0
+
+    def _make_folder(self) -> Path:
+        """A folder beside the result, so that the last step is a rename."""
+        parents = self.path.absolute().parents
+        self._made = [parent for parent in parents if not parent.exists()]
+        parents[0].mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=parents[0]))
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +139,9 @@ class StoreWriter:
         *,
         weights: NDArray[Any] | None = None,
         source_rows: NDArray[Any] | None = None,
+        documents: Sequence[str] | None = None,
+        chunks: NDArray[Any] | None = None,
+        left_out: NDArray[Any] | None = None,
     ) -> None:
         """Appends m rows. What is given for one batch must be given for all.
 
@@ -147,6 +151,8 @@ class StoreWriter:
             groups, texts, tokens, truncated: one per row, or None.
             weights: finite numbers ≥ 0, one per row; None: all are 1.
             source_rows: the rows' numbers in the store that they come from, kept in the documents.
+            documents, chunks: of which document's id the row is which chunk, counted from 0.
+            left_out: tokens cut off each text; only their sums are kept.
 
         Raises:
             DtypeError, ShapeError, NotFiniteError: vectors that can't be stored; the row is counted in the
@@ -158,7 +164,8 @@ class StoreWriter:
             return
         vectors = self._check(vectors)
         given = {"ids": ids, "groups": groups, "texts": texts, "tokens": tokens, "truncated": truncated}
-        given |= {"weights": weights, "source_rows": source_rows}
+        given |= {"weights": weights, "source_rows": source_rows, "documents": documents, "chunks": chunks}
+        given |= {"left_out": left_out}
         if weights is not None and not (np.isfinite(weights).all() and (np.asarray(weights) >= 0).all()):
             raise ParameterError("weights must be finite and not negative", file=str(self.path))
         for name, column in given.items():
@@ -211,8 +218,9 @@ class StoreWriter:
         with self._failures():
             if self._shard is None or self._documents is None:
                 self._shard = _lmd3.ShardWriter(self._folder, number, int(vectors.shape[1]), self._dtype)
-                schema = DOCUMENTS if columns["source_rows"] is None else DOCUMENTS.append(SOURCE_ROW)
-                self._documents = DocumentsWriter(self._folder / f"documents-{number:05}.parquet", schema)
+                self._documents = DocumentsWriter(
+                    self._folder / f"documents-{number:05}.parquet", documents_schema(columns)
+                )
             try:
                 self._shard.append(vectors)
             except NotFiniteError as error:
@@ -226,17 +234,40 @@ class StoreWriter:
                 for name in columns["groups"]:
                     self._groups.setdefault(name, len(self._groups))
                 self._group_rows.update(columns["groups"])
-                codes = [self._groups[name] for name in columns["groups"]]
-                self._codes.append(np.asarray(codes, dtype=np.uint32))
+                codes = np.asarray([self._groups[name] for name in columns["groups"]], dtype=np.uint32)
+                self._codes.append(codes)
+                self._count_groups(codes, columns)
             if columns["weights"] is not None:
                 self._weights.append(np.asarray(columns["weights"], dtype=np.float32))
             if columns["tokens"] is not None:
                 self._counts["tokens"] += int(np.sum(columns["tokens"], dtype=np.int64))
             if columns["truncated"] is not None:
                 self._counts["truncated"] += int(np.count_nonzero(columns["truncated"]))
+            if columns["left_out"] is not None:
+                self._counts["tokens_left_out"] += int(np.sum(columns["left_out"], dtype=np.int64))
             self._n += len(vectors)
             if self._n % self._shard_rows == 0:
                 self._finish_shard()
+
+    def _count_groups(self, codes: NDArray[np.uint32], columns: Mapping[str, Any]) -> None:
+        """Tokens, truncated texts and tokens left out, per group."""
+        names = list(self._groups)
+        for name, column in (
+            ("tokens", "tokens"),
+            ("truncated", "truncated"),
+            ("tokens_left_out", "left_out"),
+        ):
+            if columns[column] is not None:
+                sums = np.bincount(codes, np.asarray(columns[column], np.float64), len(names))
+                for code in np.flatnonzero(sums).tolist():
+                    self._group_counts.setdefault(names[code], Counter())[name] += int(sums[code])
+
+    def _group_entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"name": name, "rows": self._group_rows[name]}
+        if self._group_counts:
+            counted = self._group_counts.get(name, Counter())
+            entry |= {kind: counted[kind] for kind in self._counts}
+        return entry
 
     def _finish_shard(self) -> None:
         if self._shard is None or self._documents is None:
@@ -288,7 +319,7 @@ class StoreWriter:
                     # One group needs no codes.
                     for shard in self._shards:
                         if entry := shard.pop("groups", None):
-                            (self._folder / entry["name"]).unlink()
+                            (self._folder / entry["name"]).unlink(missing_ok=True)
                 manifest = self._manifest()
                 with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
                     json.dump(manifest, file, ensure_ascii=False, indent=1)
@@ -317,7 +348,7 @@ class StoreWriter:
             if state := description.get("state_file"):
                 sync_file(self._folder / state)
                 others.append(listed(self._folder / state))
-        ids, _, texts, _, _, weights, _ = self._kept or (False,) * 7
+        ids, _, texts, _, _, weights, *_ = self._kept or (False,) * 6
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -334,7 +365,8 @@ class StoreWriter:
             "counts": {"rows": self._n, **self._counts},
             "source": self.source,
             "encoder": description,
-            "groups": [{"name": name, "rows": self._group_rows[name]} for name in self._groups],
+            **self.facts,
+            "groups": [self._group_entry(name) for name in self._groups],
             "files": others,
             "shards": self._shards,
         }

@@ -1,0 +1,291 @@
+"""An encoding under way: what is finished of it on disk, so that it goes on after a kill.
+
+Beside the store to be, in the hidden folder `.NAME.encoding`:
+
+    job.json       what is encoded and how, with fingerprints of input and encoder, and what the first pass
+    found state/         the fitted state of the encoder, frozen
+    window-….arrow one file for each finished window: vectors, ids, texts, …; written aside, synced, renamed
+    progress.json  after each finished shard: the writer's state and the windows that it holds
+    draft/         the store being written, shard by shard; renamed at the end
+    lock           held by the process at work
+
+A window is never split between two shards. Its files are removed once the shard that holds it is finished and
+`progress.json` says so; a kill between any two of these steps repeats work and changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lmd3.errors import FormatError, OutputError, WorkError
+from lmd3.store.files import sync_folder
+
+__all__ = ["Job"]
+
+_WINDOW = re.compile(r"window-(\d{9})\.arrow")
+
+
+class Job:
+    """The folder of one encoding; use it as a context manager, which holds its lock.
+
+    Leaving it by an exception keeps the folder if a window was finished, else removes it.
+
+    Args:
+        out: the store to be.
+        key: what the result depends on, as JSON values.
+        force: discard an unfinished encoding of another key.
+
+    Raises:
+        OutputError: an unfinished encoding with another key (what differs is named), another process at work
+            on it, or a place that can't be written.
+    """
+
+    def __init__(self, out: Path, key: Mapping[str, Any], force: bool = False) -> None:
+        self.out = out
+        self.folder = out.absolute().parent / f".{out.name}.encoding"
+        self._key = json.loads(json.dumps(key))
+        self._force = force
+        self._lock: Any = None
+        self._made: list[Path] = []
+        #: What the first pass found; None before `begin`.
+        self.facts: dict[str, Any] | None = None
+        #: The writer's state after the last finished shard.
+        self.state: dict[str, Any] | None = None
+        #: Where the input goes on, and the number of the next window.
+        self.position: list[int] = [0, 0]
+        self.next_window = 0
+        #: Finished windows that no shard holds yet.
+        self.waiting: list[int] = []
+
+    @property
+    def draft(self) -> Path:
+        """The store being written."""
+        return self.folder / "draft"
+
+    @property
+    def encoder_state(self) -> Path:
+        """The folder of the encoder's frozen state."""
+        return self.folder / "state"
+
+    def __enter__(self) -> Self:
+        try:
+            parents = self.out.absolute().parents
+            self._made = [parent for parent in parents if not parent.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            raise OutputError(f"can't be written: {error.strerror or error}", file=str(self.out)) from None
+        try:
+            self._load()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _take_lock(self) -> None:
+        self._lock = (self.folder / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise OutputError(f"is being written by {owner}", file=str(self.out)) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._lock.flush()
+
+    def _load(self) -> None:
+        path = self.folder / "job.json"
+        if not path.exists():
+            return
+        found = _read(path)
+        if found.get("key") != self._key:
+            if not self._force:
+                what = ", ".join(_differences(found.get("key") or {}, self._key))
+                raise OutputError(
+                    f"an encoding of other settings or input is unfinished there; different: {what}",
+                    file=str(self.out),
+                    remedy="repeat its settings to go on, or give --force to discard it",
+                )
+            self._clear()
+            return
+        self.facts = found["facts"]
+        progress = self.folder / "progress.json"
+        if progress.exists():
+            found = _read(progress)
+            self.state, self.position = found["state"], found["position"]
+            self.next_window = found["next_window"]
+        self._find_windows()
+
+    def _find_windows(self) -> None:
+        """The finished windows in a row from the one that is next; others are of shards that hold them
+        already."""
+        numbers = []
+        for path in self.folder.glob("window-*"):
+            match = _WINDOW.fullmatch(path.name)
+            if match is None or int(match[1]) < self.next_window:
+                with self._failures():
+                    path.unlink()
+            else:
+                numbers.append(int(match[1]))
+        numbers.sort()
+        if numbers != list(range(self.next_window, self.next_window + len(numbers))):
+            raise FormatError(
+                "a window is missing", file=str(self.folder), remedy="give --force to start anew"
+            )
+        self.waiting = numbers
+        self.next_window += len(numbers)
+        if numbers:
+            schema = pa.ipc.open_file(pa.memory_map(str(self._window(numbers[-1])))).schema
+            self.position = json.loads(schema.metadata[b"position"])
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name == "lock":
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Writes down what the first pass found: from here on the job can be continued."""
+        self.facts = dict(facts)
+        self._write_json("job.json", {"key": self._key, "facts": self.facts})
+
+    def _window(self, number: int) -> Path:
+        return self.folder / f"window-{number:09}.arrow"
+
+    def keep_window(self, table: pa.Table, vectors: NDArray[Any], position: tuple[int, int]) -> None:
+        """Makes the next window durable.
+
+        Args:
+            table: a row per vector.
+            vectors: (m, d) float32 or float16.
+            position: where the input goes on.
+
+        Raises:
+            WorkError: the disk is full, or the like.
+        """
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        table = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+        table = table.replace_schema_metadata({"position": json.dumps(position)})
+        path = self._window(self.next_window)
+        partial = path.with_suffix(".partial")
+        with self._failures():
+            with partial.open("wb") as file:
+                with pa.ipc.new_file(file, table.schema) as writer:
+                    writer.write_table(table)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+            sync_folder(self.folder)
+        self.waiting.append(self.next_window)
+        self.next_window += 1
+        self.position = list(position)
+
+    def read_window(self, number: int) -> tuple[pa.Table, NDArray[Any]]:
+        """A finished window: the table and the vectors of `keep_window`."""
+        with pa.memory_map(str(self._window(number))) as source:
+            table = pa.ipc.open_file(source).read_all().combine_chunks()
+        vectors = table["vector"].chunk(0)
+        rows = vectors.flatten().to_numpy(zero_copy_only=True).reshape(len(vectors), -1)
+        return table.drop_columns(["vector"]), rows
+
+    def finish_shard(self, state: Mapping[str, Any]) -> None:
+        """Notes that a finished shard holds the waiting windows, and removes them.
+
+        Raises:
+            WorkError: the disk is full, or the like.
+        """
+        self.state = dict(state)
+        note = {"state": self.state, "position": self.position, "next_window": self.next_window}
+        self._write_json("progress.json", note)
+        with self._failures():
+            for number in self.waiting:
+                self._window(number).unlink()
+        self.waiting = []
+
+    def _write_json(self, name: str, value: Any) -> None:
+        partial = self.folder / f"{name}.partial"
+        with self._failures():
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump(value, file, ensure_ascii=False)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(self.folder / name)
+            sync_folder(self.folder)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            raise WorkError(
+                error.strerror or str(error),
+                file=str(self.out),
+                remedy="what was finished is kept: make room and run the same command again",
+            ) from None
+
+    def published(self) -> bool:
+        """Whether the store was put in its place and only this folder is left."""
+        return self.facts is not None and not self.draft.exists() and self.facts.get("sealing", False)
+
+    def seal(self) -> None:
+        """Notes that the draft is complete but for its manifest."""
+        assert self.facts is not None
+        self.begin({**self.facts, "sealing": True})
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or self.facts is None or not (self.waiting or self.state):
+            self.remove()
+            if kind is not None:
+                with contextlib.suppress(OSError):
+                    for parent in self._made:
+                        parent.rmdir()
+        self._lock.close()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise FormatError("not readable", file=str(path), remedy="give --force to start anew")
+    return found
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs, as `name (before, now)`."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        before, now = old.get(name), new.get(name)
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += [f"{name} {inner}" for inner in _differences(before, now)]
+        else:
+            found.append(f"{name} ({before} before, {now} now)")
+    return found
