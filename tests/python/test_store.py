@@ -144,7 +144,11 @@ def test_manifest_says_what_was_written(tmp_path: Path) -> None:
         "euclidean",
     )
     assert [shard["rows"] for shard in manifest["shards"]] == [20, 20, 10]
-    assert manifest["groups"] == [{"name": "even", "rows": 25}, {"name": "odd", "rows": 25}]
+    even, odd = sum(range(0, 50, 2)), sum(range(1, 50, 2))
+    assert manifest["groups"] == [
+        {"name": "even", "rows": 25, "tokens": even, "truncated": 5},
+        {"name": "odd", "rows": 25, "tokens": odd, "truncated": 5},
+    ]
     assert manifest["counts"] == {"rows": 50, "tokens": 49 * 50 // 2, "truncated": 10}
     assert listing(tmp_path / "s") == [
         *(

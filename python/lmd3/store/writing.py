@@ -99,7 +99,7 @@ class StoreWriter:
         self._groups: dict[str, int] = {}
         self._group_rows: Counter[str] = Counter()
         self._unique = UniqueIds()
-        self._counts = {"tokens": 0, "truncated": 0, "tokens_left_out": 0}
+        self._counts = {"tokens": 0, "truncated": 0}
         self._group_counts: dict[str, Counter[str]] = {}
         self._kept: tuple[bool, ...] | None = None
         self._d: int | None = None
@@ -244,7 +244,8 @@ class StoreWriter:
             if columns["truncated"] is not None:
                 self._counts["truncated"] += int(np.count_nonzero(columns["truncated"]))
             if columns["left_out"] is not None:
-                self._counts["tokens_left_out"] += int(np.sum(columns["left_out"], dtype=np.int64))
+                lost = int(np.sum(columns["left_out"], dtype=np.int64))
+                self._counts["tokens_left_out"] = self._counts.get("tokens_left_out", 0) + lost
             self._n += len(vectors)
             if self._n % self._shard_rows == 0:
                 self._finish_shard()
