@@ -153,7 +153,6 @@ def _sorted_documents(store: Store, order: NDArray[np.int64], place: Path) -> It
 
 def _columns(store: Store, documents: pa.Table, sorted_rows: NDArray[np.int64] | None) -> dict[str, Any]:
     """What `StoreWriter.append` takes of the documents: a column that the source does not have is None."""
-    given_ids = store.array is not None or store.manifest.get("ids") == "given"
 
     def column(name: str, kept: bool) -> Any:
         return documents[name].to_pylist() if kept else None
@@ -163,7 +162,7 @@ def _columns(store: Store, documents: pa.Table, sorted_rows: NDArray[np.int64] |
 
     earlier = numbers(SOURCE_ROW.name)
     return {
-        "ids": column("id", given_ids or sorted_rows is not None),
+        "ids": column("id", store.given_ids or sorted_rows is not None),
         "groups": column("group", bool(store.groups)),
         "texts": column("text", store.has_texts),
         "tokens": numbers("tokens"),

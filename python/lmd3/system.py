@@ -33,6 +33,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def end_where_files_are_cut_short(json: bool) -> None:
+    """Makes this process end with status 1 and the file's name where a mapped file is cut short while it is
+    read, instead of dying of SIGBUS. For programs, not for libraries: it takes the process's signal.
+
+    Args:
+        json: say it as JSON on stdout instead of a line on stderr.
+    """
+    _lmd3.end_where_files_are_cut_short(json)
+
+
 def measure(threads: int | None = None, seconds: float = 0.4) -> dict[str, Any]:
     """Measures what a scan can't exceed, on one thread and on all.
 

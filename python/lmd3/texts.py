@@ -9,25 +9,23 @@ import contextlib
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from lmd3.errors import (
     ColumnError,
-    DuplicateIdError,
     FileMissingError,
     FormatError,
     ParameterError,
     ShapeError,
     TextFormatError,
 )
+from lmd3.unique import UniqueIds
 
 __all__ = ["TextBatch", "Texts", "UniqueIds", "is_texts", "read_texts"]
 
@@ -71,7 +69,9 @@ def is_texts(path: str | Path) -> bool:
     """
     path = Path(path)
     if path.is_dir():
-        return not (path / "manifest.json").exists() and bool(_members(path))
+        from lmd3.store.bare import holds_vectors
+
+        return not holds_vectors(path) and bool(_members(path))
     return _format(path) is not None
 
 
@@ -82,63 +82,6 @@ def _members(folder: Path) -> list[Path]:
         path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
-
-
-class UniqueIds:
-    """Proves that ids are unique at 8 bytes each: equal 64-bit hashes are looked up, the rest can't be
-    equal.
-    """
-
-    def __init__(self) -> None:
-        self._hashes: list[NDArray[np.uint64]] = []
-
-    def add(self, ids: Sequence[str]) -> None:
-        """Takes the next ids."""
-        if len(ids):
-            from pandas.util import hash_array
-
-            values = np.empty(len(ids), dtype=object)
-            values[:] = ids
-            self._hashes.append(hash_array(values, categorize=False))
-
-    def check(
-        self,
-        look_up: Callable[[list[int]], list[str]],
-        *,
-        file: str | None = None,
-        place: Callable[[int], tuple[str | None, int]] | None = None,
-    ) -> None:
-        """Refuses equal ids.
-
-        Args:
-            look_up: the ids of the given positions, which are sorted.
-            file: the file to name.
-            place: file and row of a position, for messages.
-
-        Raises:
-            DuplicateIdError: names the first id that occurs again, and both rows.
-        """
-        if not self._hashes:
-            return
-        hashes = np.concatenate(self._hashes)
-        ordered = np.sort(hashes)
-        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        if not repeated.size:
-            return
-        suspects = np.flatnonzero(np.isin(hashes, repeated)).tolist()
-        seen: dict[str, int] = {}
-        for position, name in zip(suspects, look_up(suspects), strict=True):
-            if name in seen:
-                first_file, first = (file, seen[name]) if place is None else place(seen[name])
-                second_file, second = (file, position) if place is None else place(position)
-                other = "" if first_file == second_file else f" of {first_file}"
-                raise DuplicateIdError(
-                    f"the id {name!r} occurs twice: in row {first}{other} and in row {second}",
-                    file=second_file,
-                    row=second,
-                    remedy="make ids unique, or name another column of ids",
-                )
-            seen[name] = position
 
 
 class Texts:

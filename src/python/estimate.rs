@@ -19,7 +19,7 @@ use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
 use crate::scan::reduce::{Fold, Part};
-use crate::scan::{Control, NO_ROW, Precision, Request, Scan, plan, scan_parts as run_scan};
+use crate::scan::{Control, NO_ROW, Precision, Request, Scan, check_queries, plan, scan_parts as run_scan};
 use crate::simd::Level;
 
 /// How often a running scan looks for Ctrl-C and reports progress.
@@ -276,6 +276,10 @@ impl<'py> Arguments<'py> {
         let matrix = if store.is_none() { Some(Matrix::borrow(&self.source)?) } else { None };
         let views = views(py, store.as_deref(), matrix.as_ref(), self.weights.as_ref())?;
         let request = self.request()?;
+        // Before the scan: its rows are looked up in the store, and a query's is none of them.
+        if request.d > 0 {
+            check_queries(&request).map_err(raise)?;
+        }
         watched(py, &views, &request, range, progress, take).map_err(|error| match error {
             Failure::Python(error) => error,
             Failure::Scan(error) => raise(match (&store, error.row, error.kind) {

@@ -10,10 +10,10 @@ use super::errors::to_python;
 use crate::error::{Error, ErrorKind};
 use crate::rows::Dtype;
 use crate::store::{
-    ShardWriter as InnerWriter, Store as Inner, checksum as file_checksum, manifest::FileEntry,
+    Place, ShardWriter as InnerWriter, Store as Inner, checksum as file_checksum, manifest::FileEntry,
 };
 
-/// An open store: a folder with a manifest, or a bare .npy or .safetensors file, mapped.
+/// An open store: a folder with a manifest, or bare vectors, mapped.
 #[pyclass(frozen, module = "lmd3._lmd3")]
 pub struct Store {
     inner: Arc<Inner>,
@@ -32,12 +32,49 @@ fn interrupted() -> bool {
     Python::attach(|py| py.check_signals().is_err())
 }
 
+/// The element type of a name.
+fn element_type(py: Python<'_>, name: &str) -> PyResult<Dtype> {
+    Dtype::from_name(name).ok_or_else(|| {
+        let error = Error::new(ErrorKind::Dtype, format!("elements of type {name:?} are not known"))
+            .remedy("use float16, float32, bfloat16 or int8");
+        to_python(py, &error)
+    })
+}
+
 #[pymethods]
 impl Store {
     /// Opens a store; headers, shapes and sizes are checked, values are not.
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let inner = py.detach(|| Inner::open(&path)).map_err(|error| to_python(py, &error))?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Opens bare vectors that lie in several files, or in parts of files, as one store.
+    ///
+    /// A piece is (file, place): a whole file by its name and header (place None), or (dtype, rows, d, offset) in one.
+    #[staticmethod]
+    #[pyo3(signature = (path, pieces, groups = None, weights = None))]
+    fn of_pieces(
+        py: Python<'_>,
+        path: PathBuf,
+        pieces: Vec<(PathBuf, Option<(String, u64, u64, u64)>)>,
+        groups: Option<PyReadonlyArray1<'_, u32>>,
+        weights: Option<PyReadonlyArray1<'_, f32>>,
+    ) -> PyResult<Self> {
+        let mut found = Vec::with_capacity(pieces.len());
+        for (file, place) in pieces {
+            let place = match place {
+                Some((name, n, d, offset)) => Some(Place { dtype: element_type(py, &name)?, n, d, offset }),
+                None => None,
+            };
+            found.push((file, place));
+        }
+        let groups = groups.as_ref().map(|groups| groups.as_slice()).transpose()?;
+        let weights = weights.as_ref().map(|weights| weights.as_slice()).transpose()?;
+        let inner = py
+            .detach(|| Inner::of_pieces(&path, &found, groups, weights))
+            .map_err(|error| to_python(py, &error))?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -104,10 +141,12 @@ impl Store {
         py.detach(|| self.inner.check_finite(threads, &interrupted)).map_err(|error| to_python(py, &error))
     }
 
-    /// Smallest and largest Euclidean norm of the rows.
+    /// Smallest and largest Euclidean norm of the rows of each shard: (low, its row in the shard, high, its row).
     #[pyo3(signature = (threads = 1))]
-    fn norms(&self, py: Python<'_>, threads: usize) -> PyResult<(f64, f64)> {
-        py.detach(|| self.inner.norms(threads, &interrupted)).map_err(|error| to_python(py, &error))
+    fn norms(&self, py: Python<'_>, threads: usize) -> PyResult<Vec<(f64, usize, f64, usize)>> {
+        let found =
+            py.detach(|| self.inner.norms(threads, &interrupted)).map_err(|error| to_python(py, &error))?;
+        Ok(found.iter().map(|norms| (norms.low.0, norms.low.1, norms.high.0, norms.high.1)).collect())
     }
 
     fn __repr__(&self) -> String {
@@ -140,11 +179,8 @@ impl ShardWriter {
     /// Starts shard `number` in a folder, with vectors of `d` dimensions, stored as `dtype`.
     #[new]
     fn new(py: Python<'_>, folder: PathBuf, number: usize, d: usize, dtype: &str) -> PyResult<Self> {
-        let known = Dtype::from_name(dtype).ok_or_else(|| {
-            Error::new(ErrorKind::Dtype, format!("elements of type {dtype:?} are not known"))
-                .remedy("use float16, float32, bfloat16 or int8")
-        });
-        let inner = known.and_then(|dtype| InnerWriter::create(&folder, number, d, dtype));
+        let dtype = element_type(py, dtype)?;
+        let inner = InnerWriter::create(&folder, number, d, dtype);
         Ok(Self { inner: Some(inner.map_err(|error| to_python(py, &error))?) })
     }
 
@@ -192,10 +228,21 @@ fn xxh3(py: Python<'_>, data: &[u8]) -> String {
     format!("{:016x}", py.detach(|| xxhash_rust::xxh3::xxh3_64(data)))
 }
 
+/// Makes a read of a mapped file that was cut short end the process with status 1 and the file's name (as JSON on
+/// stdout where `json`), for the command line. Does nothing where there is no such signal.
+#[pyfunction]
+fn end_where_files_are_cut_short(json: bool) {
+    #[cfg(unix)]
+    crate::store::end_by_name(json);
+    #[cfg(not(unix))]
+    let _ = json;
+}
+
 /// Adds this part's classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(checksum, module)?)?;
     module.add_function(wrap_pyfunction!(xxh3, module)?)?;
+    module.add_function(wrap_pyfunction!(end_where_files_are_cut_short, module)?)?;
     module.add_class::<ShardWriter>()?;
     module.add_class::<Store>()
 }

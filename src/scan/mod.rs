@@ -169,6 +169,18 @@ pub fn scan(
     Ok(fold.finish())
 }
 
+/// Checks that all queries are finite and can be squared, as `scan_parts` does; for callers who have to tell a query's row
+/// from one of the store.
+///
+/// # Errors
+/// `Shape` where the queries are not of d values each, `NotFinite` with the query's number as the row.
+pub fn check_queries(request: &Request<'_>) -> Result<()> {
+    if request.d == 0 || !request.queries.len().is_multiple_of(request.d) {
+        return Err(Error::new(ErrorKind::Shape, "queries are not rows of d values"));
+    }
+    queries::sq_norms(request).map(|_| ())
+}
+
 /// Scans the segments `range` of the shards (all of them: `None`) and hands on each segment's part for each batch of queries.
 ///
 /// More queries than fit the memory packed are taken in chunks; each segment still meets all of them before the next one.

@@ -88,17 +88,28 @@ pub(super) struct Queries {
     pub packed: Packed,
 }
 
+/// ‖q‖² of every query.
+///
+/// # Errors
+/// `NotFinite` with the query's number as the row.
+pub(super) fn sq_norms(request: &Request<'_>) -> Result<Vec<f32>> {
+    let mut norms = vec![0.0; request.queries.len() / request.d];
+    request.level.sq_norms(request.queries, request.d, &mut norms);
+    match norms.iter().position(|norm| !norm.is_finite() || *norm > LARGEST_SQ_NORM) {
+        None => Ok(norms),
+        Some(row) => {
+            let message = "query holds NaN, infinity or values too large to square";
+            Err(Error::new(ErrorKind::NotFinite, message).row(row as u64))
+        }
+    }
+}
+
 impl Queries {
     /// Packs the queries. `integer_rows`: rows are stored as integers of 8 bits, and taken as they are by `Int16`.
     pub fn new(request: &Request<'_>, integer_rows: bool) -> Result<Self> {
         let (d, level) = (request.d, request.level);
         let count = request.queries.len() / d;
-        let mut sq_norms = vec![0.0; count];
-        level.sq_norms(request.queries, d, &mut sq_norms);
-        if let Some(row) = sq_norms.iter().position(|norm| !norm.is_finite() || *norm > LARGEST_SQ_NORM) {
-            let message = "query holds NaN, infinity or values too large to square";
-            return Err(Error::new(ErrorKind::NotFinite, message).row(row as u64));
-        }
+        let sq_norms = sq_norms(request)?;
         let width = level.panel_width(count);
         let packed = if d <= FEW_DIMENSIONS {
             Packed::Differences(pack_f32(request.queries, d, width))

@@ -1,5 +1,5 @@
-//! Stores: embeddings on disk as a folder of shards with a manifest, or one bare `.npy` or
-//! `.safetensors` file, opened by mapping.
+//! Stores: embeddings on disk as a folder of shards with a manifest, or bare files (`.npy`, `.safetensors`, `.fbin` and its
+//! kin, or pieces of others), opened by mapping.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,14 +8,18 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows};
 
+pub mod bin;
 pub mod manifest;
+mod mapping;
 pub mod npy;
 pub mod safetensors;
 mod shard;
 mod writer;
 
 pub use manifest::Manifest;
-pub use shard::{Shard, ShardFiles};
+#[cfg(unix)]
+pub use mapping::end_by_name;
+pub use shard::{Place, Shard, ShardFiles};
 pub use writer::{ShardWriter, WrittenShard, checksum};
 
 /// Name of the manifest inside a store's folder.
@@ -40,7 +44,7 @@ pub struct Store {
 
 impl Store {
     /// Opens a folder with a manifest, or a bare file: `.npy` of float32 or float16, `.safetensors` of these or
-    /// bfloat16. Headers, shapes and sizes are checked here; values are not (`check_finite`, `verify`).
+    /// bfloat16, `.fbin .f16bin .u8bin .i8bin` (integers at scale 1). Headers, shapes and sizes are checked here; values are not (`check_finite`, `verify`).
     ///
     /// # Errors
     /// `FileMissing`, `Format`, `Dtype`, `Shape`, each with the file.
@@ -51,16 +55,70 @@ impl Store {
     }
 
     fn open_file(path: &Path) -> Result<Self> {
-        let shard = Shard::open(&ShardFiles { embeddings: path.to_path_buf(), ..ShardFiles::default() }, 0)?;
-        let dtype = shard.dtype();
-        if matches!(dtype, Dtype::I8 | Dtype::U8) {
-            let message = format!("integer elements ({}) are not embeddings", dtype.name());
-            return Err(Error::new(ErrorKind::Dtype, message)
-                .file(path)
-                .remedy("save it as float32: numpy.save(path, array.astype('float32'))"));
+        Self::of_pieces(path, &[(path.to_path_buf(), None)], None, None)
+    }
+
+    /// Opens bare vectors that lie in several files, or in parts of files, as one store.
+    ///
+    /// # Arguments
+    /// * `path` - what is opened, for messages
+    /// * `pieces` - files in row order: a whole file, by its name and header, or a place in one
+    /// * `groups`, `weights` - one per row of all pieces, or none
+    ///
+    /// # Errors
+    /// `Shape` without pieces, for pieces of different widths, for columns of another length; `Dtype` for pieces of different
+    /// types; and those of `open`.
+    pub fn of_pieces(
+        path: &Path,
+        pieces: &[(PathBuf, Option<Place>)],
+        groups: Option<&[u32]>,
+        weights: Option<&[f32]>,
+    ) -> Result<Self> {
+        let mut shards: Vec<Shard> = Vec::with_capacity(pieces.len());
+        let mut last: Option<(&Path, std::sync::Arc<mapping::Mapped>)> = None;
+        let mut n = 0_u64;
+        for (file, place) in pieces {
+            let shard = if let Some(place) = place {
+                // Arrow files have thousands of pieces: each file is mapped once.
+                let map = match &last {
+                    Some((name, map)) if *name == file.as_path() => map.clone(),
+                    _ => shard::map(file)?,
+                };
+                last = Some((file, map.clone()));
+                Shard::of_place(&map, *place, n)?
+            } else {
+                bare(file)?.at(n)
+            };
+            if let Some(first) = shards.first() {
+                let say = |shard: &Shard| format!("{} dimensions of {}", shard.dim(), shard.dtype().name());
+                if (shard.dim(), shard.dtype()) != (first.dim(), first.dtype()) {
+                    let message =
+                        format!("holds {}, {} holds {}", say(&shard), first.path().display(), say(first));
+                    return Err(Error::new(ErrorKind::Shape, message).file(file));
+                }
+            }
+            let range = n as usize..n as usize + shard.len();
+            let part = |length: usize| range.end <= length;
+            if groups.is_some_and(|groups| !part(groups.len()))
+                || weights.is_some_and(|weights| !part(weights.len()))
+            {
+                return Err(Error::new(ErrorKind::Shape, "fewer groups or weights than rows").file(path));
+            }
+            n += shard.len() as u64;
+            shards.push(shard.with_columns(
+                groups.map(|groups| groups[range.clone()].to_vec()),
+                weights.map(|weights| weights[range.clone()].to_vec()),
+            )?);
         }
-        let (d, n) = (shard.dim(), shard.len() as u64);
-        Ok(Self { path: path.to_path_buf(), manifest: None, shards: vec![shard], d, n, dtype })
+        let Some(first) = shards.first() else {
+            return Err(Error::new(ErrorKind::Shape, "there are no vectors").file(path));
+        };
+        if [groups.map(<[u32]>::len), weights.map(<[f32]>::len)].into_iter().flatten().any(|l| l as u64 != n)
+        {
+            return Err(Error::new(ErrorKind::Shape, "more groups or weights than rows").file(path));
+        }
+        let (d, dtype) = (first.dim(), first.dtype());
+        Ok(Self { path: path.to_path_buf(), manifest: None, shards, d, n, dtype })
     }
 
     fn open_folder(path: &Path) -> Result<Self> {
@@ -203,30 +261,70 @@ impl Store {
         Ok(())
     }
 
-    /// Smallest and largest Euclidean norm of the rows.
+    /// Smallest and largest Euclidean norm of the rows of each shard, with a row (of the shard) that has it.
     ///
     /// # Errors
     /// `Interrupted`.
-    pub fn norms(&self, threads: usize, interrupted: &dyn Fn() -> bool) -> Result<(f64, f64)> {
-        let bounds = std::sync::Mutex::new((f64::INFINITY, 0.0_f64));
+    pub fn norms(&self, threads: usize, interrupted: &dyn Fn() -> bool) -> Result<Vec<Norms>> {
+        let mut found = Vec::with_capacity(self.shards.len());
         for shard in &self.shards {
             let rows = shard.view().rows;
+            let bounds = std::sync::Mutex::new(Norms::default());
             first_chunk(rows.len(), threads, interrupted, &|range| {
-                let (mut low, mut high) = (f64::INFINITY, 0.0_f64);
+                let mut here = Norms::default();
                 let mut row = vec![0.0; rows.dim()];
                 for i in range {
                     rows.read_f32(i, &mut row);
                     let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-                    low = low.min(norm);
-                    high = high.max(norm);
+                    here.add((norm, i), (norm, i));
                 }
-                let mut bounds = bounds.lock().expect("no worker panics while it holds the lock");
-                *bounds = (bounds.0.min(low), bounds.1.max(high));
+                bounds.lock().expect("no worker panics while it holds the lock").add(here.low, here.high);
                 None
             })?;
+            found.push(bounds.into_inner().expect("all workers have ended"));
         }
-        Ok(bounds.into_inner().expect("all workers have ended"))
+        Ok(found)
     }
+}
+
+/// Extremes of norms, each with its row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norms {
+    /// The smallest.
+    pub low: (f64, usize),
+    /// The largest.
+    pub high: (f64, usize),
+}
+
+impl Default for Norms {
+    fn default() -> Self {
+        Self { low: (f64::INFINITY, usize::MAX), high: (-1.0, usize::MAX) }
+    }
+}
+
+impl Norms {
+    /// Ties go to the lower row, whatever the order of threads.
+    fn add(&mut self, low: (f64, usize), high: (f64, usize)) {
+        if low.0 < self.low.0 || (low.0 == self.low.0 && low.1 < self.low.1) {
+            self.low = low;
+        }
+        if high.0 > self.high.0 || (high.0 == self.high.0 && high.1 < self.high.1) {
+            self.high = high;
+        }
+    }
+}
+
+/// A whole file of bare vectors.
+fn bare(path: &Path) -> Result<Shard> {
+    let shard = Shard::open(&ShardFiles { embeddings: path.to_path_buf(), ..ShardFiles::default() }, 0)?;
+    let named = path.extension().and_then(|extension| extension.to_str()).and_then(bin::dtype);
+    if matches!(shard.dtype(), Dtype::I8 | Dtype::U8) && named.is_none() {
+        let message = format!("integer elements ({}) are not embeddings", shard.dtype().name());
+        return Err(Error::new(ErrorKind::Dtype, message)
+            .file(path)
+            .remedy("save it as float32: numpy.save(path, array.astype('float32'))"));
+    }
+    Ok(shard)
 }
 
 /// Runs `find` over chunks of `0..n` on several threads and gives the smallest row that any call found.

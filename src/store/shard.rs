@@ -1,63 +1,115 @@
-//! One shard: its mapped files. The only place of the crate where files are mapped.
+//! One shard: its mapped files.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::Mmap;
-
-use super::{npy, safetensors};
+use super::mapping::Mapped;
+use super::{bin, npy, safetensors};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows, ShardView};
 
-/// A mapped `.npy` or `.safetensors` file whose header has been parsed.
+/// What a file is, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Npy,
+    Safetensors,
+    Bin(Dtype),
+}
+
+impl Kind {
+    fn of(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Self::Safetensors,
+            Some(extension) => bin::dtype(extension).map_or(Self::Npy, Self::Bin),
+            None => Self::Npy,
+        }
+    }
+
+    /// Bytes that hold every header.
+    fn longest_header(self) -> usize {
+        match self {
+            Self::Npy => npy::MAX_HEADER + 12,
+            Self::Safetensors => safetensors::MAX_HEADER + 8,
+            Self::Bin(_) => bin::HEADER,
+        }
+    }
+
+    fn parse(self, head: &[u8]) -> Result<npy::Header> {
+        match self {
+            Self::Npy => npy::parse(head),
+            Self::Safetensors => safetensors::parse(head),
+            Self::Bin(_) => bin::parse(head),
+        }
+    }
+}
+
+/// Opens a regular file.
+fn regular_file(path: &Path) -> Result<File> {
+    let io = |source| Error::io(path, ErrorKind::Format, &source);
+    let file = File::open(path).map_err(io)?;
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(Error::new(ErrorKind::Format, "not a regular file").file(path));
+    }
+    Ok(file)
+}
+
+/// Maps a whole file.
+///
+/// # Errors
+/// `FileMissing`, or `Format` where it is no regular file.
+pub fn map(path: &Path) -> Result<Arc<Mapped>> {
+    Ok(Arc::new(Mapped::new(path, &regular_file(path)?)?))
+}
+
+/// A mapped file whose header has been parsed.
 #[derive(Debug)]
 struct ArrayFile {
-    path: PathBuf,
-    map: Mmap,
+    map: Arc<Mapped>,
     header: npy::Header,
-    is_safetensors: bool,
+    kind: Kind,
 }
 
 impl ArrayFile {
     fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::io(path, ErrorKind::Format, &source);
-        let mut file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(Error::new(ErrorKind::Format, "not a regular file").file(path));
-        }
-        let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
-        let longest = if is_safetensors { safetensors::MAX_HEADER + 8 } else { npy::MAX_HEADER + 12 };
+        let kind = Kind::of(path);
+        let mut file = regular_file(path)?;
         let mut head = Vec::new();
-        file.by_ref().take(longest as u64).read_to_end(&mut head).map_err(io)?;
-        let parsed = if is_safetensors { safetensors::parse(&head) } else { npy::parse(&head) };
-        let header = parsed.map_err(|error| error.file(path))?;
-        // SAFETY: the map is read-only and private to this struct, and all access goes through byte slices, for
-        // which any content is valid. Another process that truncates the file under the map makes reads fail with
-        // SIGBUS; that ends the process, it can't corrupt memory. Sizes are checked again by `Shard::check_size`.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path: path.to_path_buf(), map, header, is_safetensors })
+        file.by_ref()
+            .take(kind.longest_header() as u64)
+            .read_to_end(&mut head)
+            .map_err(|source| Error::io(path, ErrorKind::Format, &source))?;
+        let header = kind.parse(&head).map_err(|error| error.file(path))?;
+        Ok(Self { map: Arc::new(Mapped::new(path, &file)?), header, kind })
     }
 
     fn refuse(&self, kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error::new(kind, message).file(&self.path)
+        Error::new(kind, message).file(self.map.path())
     }
 
     /// The element type, where it is one of embeddings.
     fn dtype(&self) -> Result<Dtype> {
         let descr = self.header.descr.as_deref();
-        let dtype = if self.is_safetensors { safetensors::dtype(descr) } else { npy::dtype(descr) };
-        dtype.map_err(|error| error.file(&self.path))
+        let dtype = match self.kind {
+            Kind::Npy => npy::dtype(descr),
+            Kind::Safetensors => safetensors::dtype(descr),
+            Kind::Bin(dtype) => Ok(dtype),
+        };
+        dtype.map_err(|error| error.file(self.map.path()))
     }
 
     /// The bytes of the elements, after proof that the file holds exactly as many as its shape says.
     fn elements(&self, size: usize) -> Result<&[u8]> {
         let count =
             self.header.shape.iter().try_fold(size as u64, |product, &extent| product.checked_mul(extent));
-        let found = (self.map.len() - self.header.offset) as u64;
+        // The file may have been cut short since its header was read.
+        let Some(bytes) = self.map.get(self.header.offset..) else {
+            return Err(self.refuse(ErrorKind::Format, "truncated inside its header"));
+        };
+        let found = bytes.len() as u64;
         match count {
-            Some(expected) if expected == found => Ok(&self.map[self.header.offset..]),
+            Some(expected) if expected == found => Ok(bytes),
             Some(expected) if expected > found => Err(self
                 .refuse(
                     ErrorKind::Format,
@@ -85,7 +137,7 @@ enum Column<T> {
 }
 
 /// Numbers of four bytes for which every bit pattern is valid.
-trait Word: Copy {
+trait Word: bytemuck::Pod {
     const DESCR: &'static str;
     fn from_le(bytes: [u8; 4]) -> Self;
 }
@@ -106,9 +158,7 @@ impl Word for f32 {
 
 /// The bytes as words where they are aligned and the machine is little-endian.
 fn words<T: Word>(bytes: &[u8]) -> Option<&[T]> {
-    // SAFETY: `Word` is implemented for u32 and f32 only, for which all bit patterns are valid.
-    let (before, words, after) = unsafe { bytes.align_to::<T>() };
-    (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(words)
+    bytemuck::try_cast_slice(bytes).ok().filter(|_| cfg!(target_endian = "little"))
 }
 
 impl<T: Word> Column<T> {
@@ -153,10 +203,24 @@ pub struct ShardFiles {
     pub weights: Option<PathBuf>,
 }
 
+/// A matrix inside a file of any kind, by rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Rows.
+    pub n: u64,
+    /// Dimensions.
+    pub d: u64,
+    /// Where the elements begin, in bytes from the file's start; they need not be aligned.
+    pub offset: u64,
+}
+
 /// A run of rows of a store, mapped.
 #[derive(Debug)]
 pub struct Shard {
-    embeddings: ArrayFile,
+    map: Arc<Mapped>,
+    offset: usize,
     dtype: Dtype,
     n: usize,
     d: usize,
@@ -200,13 +264,79 @@ impl Shard {
             scales: column(&files.scales)?,
             groups: files.groups.as_deref().map(|path| Column::open(path, n)).transpose()?,
             weights: column(&files.weights)?,
-            embeddings,
+            offset: embeddings.header.offset,
+            map: embeddings.map,
         })
+    }
+
+    /// A matrix inside a mapped file, whose place something else has found out.
+    ///
+    /// # Errors
+    /// `Shape` where it is empty, `Format` where it does not lie inside the file.
+    pub fn of_place(map: &Arc<Mapped>, place: Place, first_row: u64) -> Result<Self> {
+        let Place { dtype, n, d, offset } = place;
+        let refuse = |kind, message: String| Err(Error::new(kind, message).file(map.path()));
+        if n == 0 || d == 0 {
+            return refuse(ErrorKind::Shape, format!("the matrix is empty: {n} rows × {d} dimensions"));
+        }
+        let bytes = n.checked_mul(d).and_then(|count| count.checked_mul(dtype.size() as u64));
+        match bytes.and_then(|bytes| bytes.checked_add(offset)) {
+            Some(end) if end <= map.len() as u64 => {}
+            _ => {
+                return refuse(
+                    ErrorKind::Format,
+                    format!(
+                        "truncated: {n} rows × {d} {} elements from byte {offset} on do not fit into {} bytes",
+                        dtype.name(),
+                        map.len()
+                    ),
+                );
+            }
+        }
+        Ok(Self {
+            map: Arc::clone(map),
+            offset: offset as usize,
+            dtype,
+            n: n as usize,
+            d: d as usize,
+            first_row,
+            scales: None,
+            groups: None,
+            weights: None,
+        })
+    }
+
+    /// The same rows with a group code and a weight each, where given (as many as there are rows).
+    ///
+    /// # Errors
+    /// `Shape` where there are more or fewer.
+    pub fn with_columns(mut self, groups: Option<Vec<u32>>, weights: Option<Vec<f32>>) -> Result<Self> {
+        let lengths = [groups.as_ref().map(Vec::len), weights.as_ref().map(Vec::len)];
+        if lengths.into_iter().flatten().any(|length| length != self.n) {
+            return Err(Error::new(
+                ErrorKind::Shape,
+                "a column beside the embeddings is not one value per row",
+            ));
+        }
+        if let Some(groups) = groups {
+            self.groups = Some(Column::Copied(groups));
+        }
+        if let Some(weights) = weights {
+            self.weights = Some(Column::Copied(weights));
+        }
+        Ok(self)
+    }
+
+    /// The same rows, later in the store.
+    #[must_use]
+    pub fn at(self, first_row: u64) -> Self {
+        Self { first_row, ..self }
     }
 
     /// What a scan reads.
     pub fn view(&self) -> ShardView<'_> {
-        let bytes = &self.embeddings.map[self.embeddings.header.offset..];
+        let size = self.n * self.d * self.dtype.size();
+        let bytes = &self.map[self.offset..self.offset + size];
         let scales = self.scales.as_ref().map(Column::values);
         ShardView {
             rows: Rows::new(bytes, self.dtype, self.n, self.d, scales)
@@ -243,7 +373,7 @@ impl Shard {
 
     /// The file of the embeddings.
     pub fn path(&self) -> &Path {
-        &self.embeddings.path
+        self.map.path()
     }
 
     /// Checks that the file of the embeddings is still as long as the map. A scan calls it before each segment.
@@ -254,12 +384,10 @@ impl Shard {
         let path = self.path();
         let size =
             std::fs::metadata(path).map_err(|source| Error::io(path, ErrorKind::Format, &source))?.len();
-        if size != self.embeddings.map.len() as u64 {
-            let message = format!(
-                "its size changed from {} to {size} bytes while it was read",
-                self.embeddings.map.len()
-            );
-            return Err(self.embeddings.refuse(ErrorKind::Format, message));
+        if size != self.map.len() as u64 {
+            let message =
+                format!("its size changed from {} to {size} bytes while it was read", self.map.len());
+            return Err(Error::new(ErrorKind::Format, message).file(path));
         }
         Ok(())
     }

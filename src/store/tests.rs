@@ -32,8 +32,8 @@ fn a_bare_file_is_a_store() {
     assert_eq!(values, [4.0, 5.0, 6.0]);
     assert!(store.locate(2).is_none());
     store.check_finite(2, &never).unwrap();
-    let (low, high) = store.norms(2, &never).unwrap();
-    assert_eq!((low, high), (14.0_f64.sqrt(), 77.0_f64.sqrt()));
+    let norms = store.norms(2, &never).unwrap();
+    assert_eq!(norms, [Norms { low: (14.0_f64.sqrt(), 0), high: (77.0_f64.sqrt(), 1) }]);
 }
 
 #[test]
@@ -286,5 +286,61 @@ proptest! {
             let found = checksum(&folder.path().join(&entry.name)).unwrap();
             prop_assert_eq!(found, (entry.xxh3.clone(), entry.bytes));
         }
+    }
+}
+
+#[test]
+fn pieces_of_files_are_one_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (npy, raw) = (folder.path().join("x.npy"), folder.path().join("y.bin"));
+    write_npy(&npy, "<f4", &[2, 2], &f32_bytes(&[1.0, 2.0, 3.0, 4.0]));
+    // One byte before the elements: they are not aligned.
+    fs::write(&raw, [vec![9], f32_bytes(&[5.0, 6.0, 7.0, 8.0, 9.0, 10.0])].concat()).unwrap();
+    let place = |n, offset| Some(Place { dtype: Dtype::F32, n, d: 2, offset });
+    let pieces = [(raw.clone(), place(1, 17)), (npy.clone(), None), (raw.clone(), place(2, 1))];
+    let store = Store::of_pieces(folder.path(), &pieces, Some(&[0, 1, 1, 2, 0]), None).unwrap();
+    let mut found = Vec::new();
+    for row in 0..store.n() {
+        let (shard, inside) = store.locate(row).unwrap();
+        let mut values = [0.0; 2];
+        shard.view().rows.read_f32(inside, &mut values);
+        found.push((values[0], shard.view().groups.unwrap()[inside]));
+        shard.check_size().unwrap();
+    }
+    assert_eq!(found, [(9.0, 0), (1.0, 1), (3.0, 1), (5.0, 2), (7.0, 0)]);
+    let open = |pieces: &[(PathBuf, Option<Place>)], groups: Option<&[u32]>| {
+        Store::of_pieces(folder.path(), pieces, groups, None).unwrap_err().kind
+    };
+    assert_eq!(open(&[], None), ErrorKind::Shape);
+    assert_eq!(open(&pieces, Some(&[0; 4])), ErrorKind::Shape);
+    assert_eq!(open(&pieces, Some(&[0; 6])), ErrorKind::Shape);
+    assert_eq!(open(&[(raw.clone(), place(3, 2))], None), ErrorKind::Format);
+    assert_eq!(open(&[(raw.clone(), place(u64::MAX, 1))], None), ErrorKind::Format);
+    assert_eq!(open(&[(raw.clone(), place(1, u64::MAX))], None), ErrorKind::Format);
+    assert_eq!(open(&[(raw.clone(), place(0, 1))], None), ErrorKind::Shape);
+    let wide = Some(Place { dtype: Dtype::F32, n: 1, d: 3, offset: 1 });
+    assert_eq!(open(&[(npy, None), (raw, wide)], None), ErrorKind::Shape);
+}
+
+#[test]
+fn files_of_rows_and_dimensions_are_stores() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, dtype, elements) in [
+        ("x.fbin", Dtype::F32, f32_bytes(&[1.0, 2.0])),
+        ("x.u8bin", Dtype::U8, vec![200, 7]),
+        ("x.i8bin", Dtype::I8, vec![0x80, 7]),
+    ] {
+        let path = folder.path().join(name);
+        let whole = [vec![1, 0, 0, 0, 2, 0, 0, 0], elements].concat();
+        fs::write(&path, &whole).unwrap();
+        let store = Store::open(&path).unwrap();
+        assert_eq!((store.n(), store.d(), store.dtype()), (1, 2, dtype));
+        let mut values = [0.0; 2];
+        store.shards()[0].view().rows.read_f32(0, &mut values);
+        let expected =
+            if name == "x.fbin" { [1.0, 2.0] } else { [if name == "x.u8bin" { 200.0 } else { -128.0 }, 7.0] };
+        assert_eq!(values, expected);
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert!(Store::open(&path).unwrap_err().message.contains("truncated"));
     }
 }

@@ -25,10 +25,10 @@ def rust_code(source: str) -> str:
 # What a file must not name, unless it is one of (or lies in one of) the places given.
 RUST_LAW = {
     "intrinsics": (r"\b(?:std|core)::(?:\{[^}]*\b)?arch\b|\bis_\w+_feature_detected\b", ("simd/",)),
-    "memory maps": (r"\bmemmap2\b", ("store/shard.rs",)),
+    "memory maps": (r"\bmemmap2\b", ("store/mapping.rs",)),
     "rayon": (r"\brayon\b", ("scan/", "index/", "text/", "estimate/")),
     "pyo3": (r"\b(?:pyo3|numpy)::|\buse (?:pyo3|numpy)\b", ("python/",)),
-    "unsafe": (r"\bunsafe\b", ("simd/", "store/shard.rs", "python/")),
+    "unsafe": (r"\bunsafe\b", ("simd/", "store/mapping.rs", "python/")),
 }
 
 

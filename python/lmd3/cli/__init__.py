@@ -165,4 +165,7 @@ def _fail(error: dict[str, Any], line: str, status: int) -> int:
 
 def run() -> None:
     """The console script."""
+    from lmd3.system import end_where_files_are_cut_short
+
+    end_where_files_are_cut_short(_common.Manners.of(sys.argv[1:]).json)
     sys.exit(main())

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lmd3.cli._common import emit, existing
+
+if TYPE_CHECKING:
+    from lmd3.store import Store
+
+#: Mean rows of a piece below which a copy in one piece is advised.
+SMALL_PIECE = 1 << 15
 
 #: Mean rows of a run of one group below which sorting by group is advised.
 SHORT_RUN = 64
 
 
 def inspect(
-    store: str = typer.Argument(metavar="STORE", help="A store, or bare vectors (.npy, .safetensors)."),
+    store: str = typer.Argument(metavar="STORE", help="A store, or bare vectors (.npy, .fbin, a folder, …)."),
     rows: int = typer.Option(3, "--rows", min=0, help="First rows to show."),
 ) -> None:
     """Says what a store holds: size, element type, encoder, groups, counts, first rows.
@@ -40,20 +46,20 @@ def inspect(
         "dimensions": opened.d,
         "dtype": opened.dtype,
         "bytes": _size(path),
-        "shards": len(manifest.get("shards", [])) or 1,
-        "opened_by": "memory map, without a copy",
+        "shards": 1 if opened.native is None else len(opened.native.shards),
+        "opened": opened.opened,
         "normalised": opened.normalised,
-        "ids": manifest.get("ids", "rows"),
+        "ids": "given" if opened.given_ids else "rows",
         "texts": opened.has_texts,
         "fingerprint": opened.fingerprint,
         "created_by": manifest.get("created_by"),
         "counts": manifest.get("counts"),
         "source": manifest.get("source"),
         "encoder": opened.encoder,
-        "groups": manifest.get("groups", []),
+        "groups": manifest.get("groups", []) or _group_rows(opened),
         "rounding": opened.rounding,
         "group_run": opened.n / runs if len(opened.groups) > 1 else None,
-        "advice": _advice(opened.n, len(opened.groups), runs),
+        "advice": _advice(opened.n, len(opened.groups), runs) + _chunks(opened),
         "first_rows": shown,
     }
     emit(facts, text=_page(facts))
@@ -70,6 +76,28 @@ def _advice(rows: int, groups: int, runs: int) -> list[str]:
     return []
 
 
+def _group_rows(store: Store) -> list[dict[str, Any]]:
+    """Names and rows of the groups that bare vectors came with."""
+    import numpy as np
+
+    codes = store.group_codes()
+    if codes is None:
+        return []
+    counts = np.bincount(codes, minlength=len(store.groups)).tolist()
+    return [{"name": name, "rows": rows} for name, rows in zip(store.groups, counts, strict=True)]
+
+
+def _chunks(store: Store) -> list[str]:
+    """What is said of vectors in many small pieces."""
+    pieces = 1 if store.native is None else len(store.native.shards)
+    if pieces > 16 and store.n / pieces < SMALL_PIECE:
+        return [
+            f"the vectors lie in {pieces:,} pieces of {store.n / pieces:,.0f} rows: scans are faster after "
+            "lmd3 import VECTORS -o STORE"
+        ]
+    return []
+
+
 def _ids(facts: dict[str, Any]) -> str:
     if facts["ids"] != "given":
         return "row numbers"
@@ -82,7 +110,7 @@ def _ids(facts: dict[str, Any]) -> str:
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _page(facts: dict[str, Any]) -> str:
@@ -96,7 +124,7 @@ def _page(facts: dict[str, Any]) -> str:
         "vectors",
         f"{facts['rows']:,} × {facts['dimensions']}, {facts['dtype']}, in {facts['shards']} shard(s)",
     )
-    line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB, opened by {facts['opened_by']}")
+    line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB; opened as {facts['opened']}")
     line("norms", "1" if facts["normalised"] else "any")
     line("rounding", f"{facts['rounding']:.2g} of a row's norm")
     line("ids", _ids(facts))

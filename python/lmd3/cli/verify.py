@@ -24,10 +24,14 @@ def verify(
     from lmd3.store import verify_store
 
     path = existing(store)
-    size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else Path(path).stat().st_size
+    size = (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        if path.is_dir()
+        else Path(path).stat().st_size
+    )
     with progress("verifying", size, "B") as bar:
         found = verify_store(path, progress=bar.update)
-    if path.is_dir():
+    if found["files"]:
         what = f"{found['files']} files as they were written"
     else:
         what = "bare vectors have no checksums; header and size hold"

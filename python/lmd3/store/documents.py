@@ -43,24 +43,26 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise FileMissingError("no such file", file=str(path)) from None
     except (OSError, pa.ArrowException) as error:
-        raise FormatError(f"not a readable parquet file: {_first_line(error)}", file=str(path)) from None
+        raise FormatError(f"not a readable parquet file: {first_line(error)}", file=str(path)) from None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
     return str(error).split("\n", 1)[0].strip().rstrip(".") or type(error).__name__
 
 
-def take_rows(path: Path, rows: NDArray[np.int64], columns: list[str]) -> list[pa.Table]:
-    """Sorted rows of a parquet file, a row group at a time."""
+def take_rows(path: Path, rows: NDArray[np.int64], columns: Mapping[str, str]) -> list[pa.Table]:
+    """Sorted rows of a parquet file, a row group at a time; columns: their names here, and in the file."""
     parts = []
     with parquet_file(path) as file:
-        present = [name for name in columns if name in file.schema_arrow.names]
+        present = {name: own for name, own in columns.items() if own in file.schema_arrow.names}
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + count)] - first
             if inside.size:
-                parts.append(file.read_row_group(group, columns=present).take(pa.array(inside)))
+                table = file.read_row_group(group, columns=list(present.values())).take(pa.array(inside))
+                parts.append(table.select(list(present.values())).rename_columns(list(present)))
             first += count
     return parts
 

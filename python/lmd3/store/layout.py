@@ -43,4 +43,7 @@ COLUMNS = (*DOCUMENTS.names, *(field.name for field in OPTIONAL))
 ROW_GROUP = 4096
 
 #: Allowed distance of a norm from 1 where a store says that it is normalised.
-NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2}
+NORM_TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 5e-2, "uint8": 5e-2}
+
+#: Bytes of an element; those of bare vectors too.
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}

@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from lmd3 import _lmd3
 from lmd3.errors import FormatError, ParameterError
-from lmd3.store.layout import MANIFEST
+from lmd3.store.bare import Found, check_rows, find_vectors
+from lmd3.store.layout import ITEM_BYTES, MANIFEST
 from lmd3.store.reading import Store, checked_array
+from lmd3.unique import UniqueIds
+
+#: Ids of bare vectors up to so many are proven unique when opened; more by `lmd3 verify`.
+CHECKED_IDS = 10_000_000
 
 #: Bare files up to this size are checked for NaN when opened; larger ones while scanned.
 CHECKED_BYTES = 8 << 30
@@ -25,15 +30,20 @@ def threads() -> int:
 
 
 def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
-    """Opens vectors: a store's folder, a bare `.npy` or `.safetensors` file, an array, or a store, which is
-    returned as it is.
+    """Opens vectors where they lie: a store, bare vectors, an array, or a store, which is returned as it is.
 
-    Nothing is copied or cast. Headers, sizes and facts of the manifest are checked; bare files up to 8 GB
+    Bare vectors are `.npy`, `.safetensors` (one matrix), `.fbin .f16bin .u8bin .i8bin`, raw numbers (`.bin`,
+    `.raw`, `.dat`) with a description beside them (`NAME.json`: {"dtype": …, "shape": [rows, dimensions]}),
+    Arrow files, datasets saved by Hugging Face's `datasets`, flat faiss indexes, and folders of one kind of
+    these, files in natural order; with `metadata.parquet` beside them, its columns `id`, `group` (or
+    `source`) and `text` are taken. An fsspec address (`s3://…`) is staged first (see `lmd3.store.remote`).
+
+    Nothing is copied or cast. Headers, sizes and facts of the manifest are checked; bare vectors up to 8 GB
     and arrays are also checked for NaN and infinity (stores are proven finite when written).
 
     Raises:
-        FileMissingError, FormatError, ShapeError, DtypeError, NotFiniteError: each names the file, and the
-            row where there is one.
+        FileMissingError, FormatError, ShapeError, DtypeError, NotFiniteError, ColumnError, DuplicateIdError:
+            each names the file, and the row where there is one.
     """
     if isinstance(source, Store):
         return source
@@ -42,19 +52,49 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
     if not isinstance(source, (str, os.PathLike)):
         raise ParameterError(f"a store is a path or a NumPy array, not {type(source).__name__}")
     path = Path(source)
+    if not (path / MANIFEST).exists():
+        return open_bare(path)
     native = _lmd3.Store(path)
-    if path.is_dir():
-        # The native part has parsed these bytes and checked what it needs; the rest is checked here.
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        for name, kind in (("encoder", dict), ("counts", dict), ("source", dict), ("files", list)):
-            if not isinstance(manifest.get(name), kind | None):
-                raise FormatError(
-                    f"damaged manifest: {name!r} is not what it should be", file=str(path / MANIFEST)
-                )
-        rounding = manifest.get("rounding", 0.0)
-        if not (isinstance(rounding, int | float) and 0 <= rounding <= 1):
-            raise FormatError("damaged manifest: 'rounding' is no share of a norm", file=str(path / MANIFEST))
-        return Store(path=path, native=native, manifest=manifest)
-    if path.stat().st_size <= CHECKED_BYTES:
+    # The native part has parsed these bytes and checked what it needs; the rest is checked here.
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    for name, kind in (("encoder", dict), ("counts", dict), ("source", dict), ("files", list)):
+        if not isinstance(manifest.get(name), kind | None):
+            raise FormatError(
+                f"damaged manifest: {name!r} is not what it should be", file=str(path / MANIFEST)
+            )
+    rounding = manifest.get("rounding", 0.0)
+    if not (isinstance(rounding, int | float) and 0 <= rounding <= 1):
+        raise FormatError("damaged manifest: 'rounding' is no share of a norm", file=str(path / MANIFEST))
+    return Store(path=path, native=native, manifest=manifest)
+
+
+def open_bare(path: Path, column: str | None = None, found: Found | None = None) -> Store:
+    """Opens vectors without a manifest; `column` names that of the vectors in Arrow files.
+
+    Raises:
+        InputError: and its kinds, as `open_store`.
+    """
+    found = found or find_vectors(path, column)
+    native = _lmd3.Store.of_pieces(path, found.pieces, found.codes)
+    shards: dict[Path, int] = {}
+    for file, _, rows in native.shards:
+        shards[file] = shards.get(file, 0) + rows
+    check_rows(found, native.n, shards, path)
+    store = Store(path=path, native=native, bare=found.bare)
+    if native.n * native.d * ITEM_BYTES[native.dtype] <= CHECKED_BYTES:
         native.check_finite(threads())
-    return Store(path=path, native=native)
+    if store.given_ids and store.n <= CHECKED_IDS:
+        prove_ids(store)
+    return store
+
+
+def prove_ids(store: Store) -> None:
+    """Refuses ids that occur twice; memory is bounded.
+
+    Raises:
+        DuplicateIdError: with both rows.
+    """
+    with UniqueIds() as unique:
+        for table in store._read_documents(["id"]):
+            unique.add(table["id"].to_pylist())
+        unique.check(lambda rows: store.ids(np.asarray(rows)), file=str(store.path))

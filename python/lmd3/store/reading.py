@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lmd3 import _lmd3
 from lmd3.errors import ColumnError, DtypeError, NotFiniteError, ParameterError, ShapeError
 from lmd3.store.documents import field_of, parquet_file, take_rows, with_columns
 from lmd3.store.layout import COLUMNS, NORM_TOLERANCE, ROUNDING
-from lmd3.texts import UniqueIds
+from lmd3.unique import UniqueIds
 
 _TO_FLOAT32 = "array.astype('float32')"
 
@@ -29,6 +30,7 @@ class Store:
         native: the mapped store; None for an array in memory.
         array: (n, d) float32 or float16 in C order, for a store in memory; else None.
         manifest: what `manifest.json` says; {} for bare vectors.
+        opened: what was opened and how, in words.
         encoder: how the vectors were made (`Encoder.describe`); None for bare vectors.
     """
 
@@ -41,6 +43,7 @@ class Store:
         manifest: Mapping[str, Any] | None = None,
         table: pa.Table | None = None,
         encoder: Mapping[str, Any] | None = None,
+        bare: Bare | None = None,
     ) -> None:
         self.path = path
         self.native = native
@@ -48,6 +51,8 @@ class Store:
         self.manifest: dict[str, Any] = dict(manifest or {})
         described = encoder if encoder is not None else self.manifest.get("encoder")
         self.encoder: dict[str, Any] | None = None if described is None else dict(described)
+        self.opened = "in memory" if native is None else bare.opened if bare else "a store, by memory map"
+        self._bare = bare
         self._table = table
         self._fingerprint: str | None = None
         self._normalised: bool | None = self.manifest.get("normalised")
@@ -85,8 +90,13 @@ class Store:
 
     @property
     def dtype(self) -> str:
-        """Element type: "float32", "float16", "bfloat16" or "int8"."""
+        """Element type: "float32", "float16", "bfloat16", "int8", or "uint8" (of bare vectors only)."""
         return self.native.dtype if self.native is not None else str(self._array.dtype)
+
+    @property
+    def _native(self) -> _lmd3.Store:
+        assert self.native is not None
+        return self.native
 
     @property
     def _array(self) -> NDArray[Any]:
@@ -120,7 +130,10 @@ class Store:
         row exceeds.)
         """
         if self._rounding is None:
-            if self.dtype in ROUNDING:
+            if self._bare is not None and self.dtype in ("int8", "uint8"):
+                # Bare integers are taken as the vectors that were given.
+                self._rounding = ROUNDING["float32"]
+            elif self.dtype in ROUNDING:
                 self._rounding = ROUNDING[self.dtype]
             else:
                 chosen = np.unique(np.linspace(0, self.n - 1, min(self.n, 4096)).astype(np.int64))
@@ -145,7 +158,11 @@ class Store:
                 kept = ("version", "d", "rows", "dtype", "normalised", "encoder", "groups", "shards")
                 key = json.dumps({name: self.manifest.get(name) for name in kept}, sort_keys=True).encode()
             else:
-                key = sampled_bytes(Path(str(self.path)))
+                files = [path for path, _, _ in self._native.shards]
+                key = b"".join(map(sampled_bytes, dict.fromkeys(files)))
+                if self._bare is not None:
+                    for path, _ in self._bare.documents:
+                        key += sampled_bytes(path)
             self._fingerprint = _lmd3.xxh3(key)
         return self._fingerprint
 
@@ -156,6 +173,8 @@ class Store:
         """
         if self._table is not None:
             return self._memory_groups()[0]
+        if self._bare is not None:
+            return list(self._bare.groups)
         return [group["name"] for group in self.manifest.get("groups", [])]
 
     def _memory_groups(self) -> tuple[list[str], NDArray[np.uint32] | None]:
@@ -176,7 +195,7 @@ class Store:
 
     def group_runs(self) -> int:
         """Runs of rows of one group, from end to end of the store: 1 where no groups were recorded."""
-        if self._table is not None:
+        if self._table is not None or self._bare is not None:
             codes = self.group_codes()
             parts = [] if codes is None else [codes]
         else:
@@ -225,6 +244,8 @@ class Store:
         """Whether the store keeps the texts of its rows."""
         if self._table is not None:
             return "text" in self._table.column_names and self._table["text"].null_count < self.n
+        if self._bare is not None:
+            return "text" in self._bare.columns
         return bool(self.manifest.get("texts", False))
 
     def ids(self, rows: NDArray[Any] | None = None) -> list[str]:
@@ -271,10 +292,10 @@ class Store:
         for path, count in files:
             inside = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + count)] - first
             if inside.size:
-                parts += take_rows(path, inside, list(columns))
+                parts += take_rows(path, inside, self._names(columns))
             first += count
-        found = pa.concat_tables(parts) if parts else schema.empty_table()
-        return with_columns(found.take(pa.array(positions)), schema)
+        found = self._completed(pa.concat_tables(parts), schema, wanted) if parts else schema.empty_table()
+        return found.take(pa.array(positions))
 
     def texts(self, batch: int = 4096) -> Iterator[list[str]]:
         """All texts in row order, in lists of at most `batch`.
@@ -293,16 +314,62 @@ class Store:
             for part in table.select(["text"]).to_batches(max_chunksize=batch):
                 yield part.column(0).to_pylist()
 
+    @property
+    def given_ids(self) -> bool:
+        """Whether the ids are those that came with the rows, not row numbers."""
+        if self._table is not None:
+            return True
+        if self._bare is not None:
+            return "id" in self._bare.columns
+        return self.manifest.get("ids") == "given"
+
     def _document_files(self) -> list[tuple[Path, int]]:
-        """The documents of each shard and their number; none for bare vectors."""
+        """The files of documents and the rows of each; none for bare vectors without."""
+        if self._bare is not None:
+            return self._bare.documents
         shards = [shard for shard in self.manifest.get("shards", []) if shard.get("documents")]
         return [(Path(str(self.path)) / shard["documents"]["name"], int(shard["rows"])) for shard in shards]
 
+    def _names(self, columns: Sequence[str]) -> dict[str, str]:
+        """The names in the files of documents of those columns that they have."""
+        if self._bare is None:
+            return {name: name for name in columns}
+        return {name: self._bare.columns[name] for name in columns if name in self._bare.columns}
+
     def _read_documents(self, columns: list[str], batch: int = 4096) -> Iterator[pa.Table]:
+        names = self._names(columns)
+        schema = pa.schema([field_of(name) for name in columns])
+        first = 0
         for path, _ in self._document_files():
             with parquet_file(path) as file:
-                for part in file.iter_batches(batch_size=batch, columns=columns):
-                    yield pa.Table.from_batches([part])
+                for part in file.iter_batches(batch_size=batch, columns=list(names.values())):
+                    table = pa.Table.from_batches([part]).select(list(names.values()))
+                    table = table.rename_columns(list(names))
+                    yield self._completed(table, schema, np.arange(first, first + part.num_rows))
+                    first += part.num_rows
+
+    def _completed(self, table: pa.Table, schema: pa.Schema, rows: NDArray[np.int64]) -> pa.Table:
+        """The columns of a schema; row numbers for ids where the rows brought none."""
+        if "id" in schema.names and "id" not in table.column_names and self._bare is not None:
+            table = table.append_column("id", pa.array([str(row) for row in rows.tolist()], pa.string()))
+        return with_columns(table, schema)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What bare vectors come with.
+
+    Attributes:
+        opened: what was opened and how, in words.
+        documents: parquet files with a row per vector, in order, and the rows of each.
+        columns: names in these files of the columns that stores have.
+        groups: names of the groups, in the order of their codes.
+    """
+
+    opened: str
+    documents: list[tuple[Path, int]] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
 
 
 def sampled_bytes(path: Path) -> bytes:

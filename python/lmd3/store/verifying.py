@@ -12,9 +12,8 @@ from lmd3 import _lmd3
 from lmd3.errors import ParameterError, VerificationError
 from lmd3.store.documents import parquet_file
 from lmd3.store.layout import MANIFEST, NORM_TOLERANCE
-from lmd3.store.opening import open_store, threads
+from lmd3.store.opening import open_store, prove_ids, threads
 from lmd3.store.reading import Store
-from lmd3.texts import UniqueIds
 
 
 def verify_store(source: str | Path | Store, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
@@ -62,14 +61,7 @@ def verify_store(source: str | Path | Store, progress: Callable[[int], None] | N
         if progress is not None:
             progress(done)
     store.native.check_finite(threads())
-    low, high = store.native.norms(threads())
-    # Rows converted from a coarser type keep its norms.
-    tolerance = max(NORM_TOLERANCE[store.dtype], 2 * store.manifest.get("rounding", 0.0))
-    if store.manifest.get("normalised") and not (low >= 1 - tolerance and high <= 1 + tolerance):
-        raise VerificationError(
-            f"the manifest says that vectors are normalised, and their norms are {low:.6g} to {high:.6g}",
-            file=str(store.path / MANIFEST),
-        )
+    low, high = _verify_norms(store)
     _verify_documents(store)
     _verify_groups(store)
     return {
@@ -92,20 +84,39 @@ def _rows_of(store: Store, name: str) -> tuple[int, int]:
     return 0, 0
 
 
+def _verify_norms(store: Store) -> tuple[float, float]:
+    """The smallest and largest norm, after proof that they are 1 where the manifest says so."""
+    assert store.native is not None
+    found = store.native.norms(threads())
+    if store.manifest.get("normalised"):
+        # Rows converted from a coarser type keep its norms.
+        tolerance = max(NORM_TOLERANCE[store.dtype], 2 * store.manifest.get("rounding", 0.0))
+        for (file, first, rows), (low, low_row, high, high_row) in zip(
+            store.native.shards, found, strict=True
+        ):
+            norm, row = (low, low_row) if low < 1 - tolerance else (high, high_row)
+            if not 1 - tolerance <= norm <= 1 + tolerance:
+                raise VerificationError(
+                    f"the manifest says that vectors are normalised, and its norms are {low:.6g} to "
+                    f"{high:.6g} (rows {first} to {first + rows - 1} of the store)",
+                    file=str(file),
+                    row=row,
+                )
+    return min(low for low, *_ in found), max(high for _, _, high, _ in found)
+
+
 def _verify_documents(store: Store) -> None:
-    unique = UniqueIds()
     for path, rows in store._document_files():
         with parquet_file(path) as file:
             if file.metadata.num_rows != rows:
                 raise VerificationError(f"{file.metadata.num_rows} documents for {rows} rows", file=str(path))
-    for table in store._read_documents(["id"]):
-        unique.add(table["id"].to_pylist())
-    unique.check(lambda rows: store.ids(np.asarray(rows)), file=str(store.path))
+    if store.given_ids or store.manifest:
+        prove_ids(store)
 
 
 def _verify_groups(store: Store) -> None:
     codes = store.group_codes()
-    if codes is None:
+    if codes is None or not store.manifest:
         return
     counted = np.bincount(codes, minlength=len(store.groups)).tolist()
     for group, rows in zip(store.manifest["groups"], counted, strict=True):

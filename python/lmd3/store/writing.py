@@ -30,7 +30,7 @@ from lmd3.store.layout import (
 )
 from lmd3.store.opening import open_store
 from lmd3.store.reading import Store, checked_array
-from lmd3.texts import UniqueIds
+from lmd3.unique import UniqueIds
 
 if TYPE_CHECKING:
     from lmd3.encoders import Encoder
