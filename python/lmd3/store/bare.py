@@ -173,7 +173,8 @@ def _folder(folder: Path, column: str | None) -> Found:
             "a dataset with splits", file=str(folder), remedy=f"name one of them: {', '.join(splits)}"
         )
     files = _vector_files(folder)
-    if not files:
+    # The files of a store alone are no folder of vectors: scales, order and groups would be lost.
+    if not files or (folder / "documents-00000.parquet").exists():
         raise FileMissingError(
             "neither a store (it holds no manifest.json) nor a folder of vectors",
             file=str(folder),
