@@ -32,6 +32,9 @@ fn interrupted() -> bool {
     Python::attach(|py| py.check_signals().is_err())
 }
 
+/// A place in a file: element type, rows, dimensions, offset in bytes.
+type NamedPlace = (String, u64, u64, u64);
+
 /// The element type of a name.
 fn element_type(py: Python<'_>, name: &str) -> PyResult<Dtype> {
     Dtype::from_name(name).ok_or_else(|| {
@@ -58,7 +61,7 @@ impl Store {
     fn of_pieces(
         py: Python<'_>,
         path: PathBuf,
-        pieces: Vec<(PathBuf, Option<(String, u64, u64, u64)>)>,
+        pieces: Vec<(PathBuf, Option<NamedPlace>)>,
         groups: Option<PyReadonlyArray1<'_, u32>>,
         weights: Option<PyReadonlyArray1<'_, f32>>,
     ) -> PyResult<Self> {
