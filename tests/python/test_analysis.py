@@ -17,6 +17,7 @@ from scipy import special, stats
 
 from lmd3 import errors
 from lmd3.analysis import controls, regress, regression, words
+from lmd3.analysis import ladder as ladders
 from lmd3.cli import main
 from lmd3.outcomes import read_outcomes
 
@@ -144,7 +145,11 @@ def test_least_squares_clustered_has_t_of_clusters_less_one() -> None:
     beta = np.linalg.lstsq(x, w.loss, rcond=None)[0]
     scores = x * (w.loss - x @ beta)[:, None]
     error = cluster_sandwich(x, scores, np.linalg.inv(x.T @ x), w.group.astype(int))[1]
-    row = row_of(study, "headline")
+    # Twenty clusters are few: the bootstrap decides, the sandwich stands beside.
+    head, row = row_of(study, "headline"), row_of(study, "headline_sandwich")
+    assert head["inference"].startswith("wild cluster restricted bootstrap, 9,999 draws, Rademacher")
+    assert head["estimate"] == row["estimate"] and head["std_error"] == row["std_error"]
+    assert head["p_value"] < 0.001 and head["ci_low"] < beta[1] < head["ci_high"] < 0
     assert (row["covariance"], row["clusters"]) == ("cluster:task", 20)
     assert row["std_error"] == pytest.approx(error, rel=1e-9)
     assert row["p_value"] == pytest.approx(2 * stats.t.sf(abs(beta[1] / error), 19), rel=1e-8)
@@ -159,7 +164,7 @@ def test_logit(cluster: str | None) -> None:
     right = (w.loss < np.median(w.loss)).astype(float)
     study = regress(w.outcome(right), w.tables(), controls="none", cluster=cluster)
     x = np.column_stack([np.ones(400), per_sd(w.log_density)])
-    beta = controls.newton(right, x)
+    beta = sm.Logit(right, x).fit(disp=0, tol=1e-12).params
     p = special.expit(x @ beta)
     bread = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x)
     scores = x * (right - p)[:, None]
@@ -167,7 +172,10 @@ def test_logit(cluster: str | None) -> None:
         error = cluster_sandwich(x, scores, bread, w.group.astype(int))[1]
     else:
         error = np.sqrt(np.diag(bread @ (scores.T @ scores) @ bread)[1])
-    row = row_of(study, "headline")
+    row = row_of(study, "headline_sandwich" if cluster else "headline")
+    if cluster:
+        assert row_of(study, "headline")["inference"].startswith("score wild bootstrap")
+        assert row_of(study, "headline_linear")["p_value"] < 0.01
     assert row["covariance"] == ("cluster:task" if cluster else "HC0")
     assert row["estimate"] == pytest.approx(beta[1], abs=1e-7)
     assert row["std_error"] == pytest.approx(error, rel=1e-6)
@@ -271,10 +279,10 @@ def test_logit_ladder_against_statsmodels(within: bool) -> None:
     frame = pd.DataFrame({"value": right, "a": per_sd(w.log_density), "b": per_sd(w.typicality)})
     chosen = controls.Controls([], [], [])
     path = [
-        controls._Step("M0", ["b"], None),
-        controls._Step("M1", ["b", "a"], ["b"]),
+        ladders._Step("M0", ["b"], None),
+        ladders._Step("M1", ["b", "a"], ["b"]),
     ]
-    table, _ = controls.ladder(frame, path, binary=True, effects=effects, shuffles=200)
+    table, _ = ladders.ladder(frame, path, binary=True, effects=effects, shuffles=200)
     dummies = pd.get_dummies(w.group, dtype=float).to_numpy()[:, 1:] if within else np.empty((400, 0))
     x = sm.add_constant(np.column_stack([frame["b"], frame["a"], dummies]))
     full = sm.Logit(right, x).fit(disp=0)
@@ -282,7 +290,7 @@ def test_logit_ladder_against_statsmodels(within: bool) -> None:
     assert table["r_squared"][1] == pytest.approx(full.prsquared, abs=1e-8)
     assert table["delta"][1] == pytest.approx(full.prsquared - base.prsquared, abs=1e-8)
     # The score form of the shuffles' gain agrees with refits.
-    fitter = controls.fitter_of(right, effects, True)
+    fitter = ladders.fitter_of(right, effects, True)
     order = np.random.default_rng(1).permutation(400)
     shuffled = x.copy()
     shuffled[:, 2] = shuffled[order, 2]
@@ -296,8 +304,8 @@ def test_out_of_group_gain_by_hand() -> None:
     w = world(n=90, groups=3)
     codes = w.group.astype(int)
     frame = pd.DataFrame({"value": w.loss, "a": per_sd(w.log_density)})
-    path = [controls._Step("M0", [], None), controls._Step("M1", ["a"], [])]
-    table, facts = controls.ladder(frame, path, binary=False, clusters=codes, shuffles=200)
+    path = [ladders._Step("M0", [], None), ladders._Step("M1", ["a"], [])]
+    table, facts = ladders.ladder(frame, path, binary=False, clusters=codes, shuffles=200)
     base, full, total = np.zeros(90), np.zeros(90), np.zeros(90)
     for g in range(3):
         out = codes == g
@@ -314,7 +322,7 @@ def test_out_of_group_gain_by_hand() -> None:
 
 def test_shuffles_stay_inside_their_groups() -> None:
     groups = np.random.default_rng(0).integers(0, 7, 200)
-    for order in controls._orders(200, groups, 20, 0):
+    for order in ladders.orders_of(200, groups, 20, 0):
         assert (groups[order] == groups).all()
         assert (np.sort(order) == np.arange(200)).all()
         assert not (order == np.arange(200)).all()
@@ -326,8 +334,8 @@ def test_shuffle_null_holds_its_level() -> None:
     beaten = 0
     for seed in range(200):
         frame = pd.DataFrame({"value": rng.normal(size=60), "a": rng.normal(size=60)})
-        path = [controls._Step("M0", [], None), controls._Step("M1", ["a"], [])]
-        table, _ = controls.ladder(frame, path, binary=False, shuffles=200, seed=seed)
+        path = [ladders._Step("M0", [], None), ladders._Step("M1", ["a"], [])]
+        table, _ = ladders.ladder(frame, path, binary=False, shuffles=200, seed=seed)
         beaten += table["delta"][1] > table["shuffle_null"][1]
     assert 2 <= beaten <= 20  # 200 × .05 = 10, ± 3 standard deviations
 
@@ -545,7 +553,7 @@ def test_command_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture
     ladder = pq.read_table(tmp_path / "s" / "ladder.parquet")
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert list(coefficients.columns) == list(regression.COEFFICIENTS)
-    assert ladder.column_names == list(controls.LADDER)
+    assert ladder.column_names == list(ladders.LADDER)
     assert summary["primary"] == printed["primary"]
     assert len(summary["answer"]) == 3
     assert coefficients["estimate"][0] == summary["primary"]["estimate"]

@@ -39,7 +39,7 @@ class Wild:
         p_value: two-sided, by |t|.
         ci_low, ci_high: 95 % interval by inversion; NaN where it was not asked for.
         bound_low, bound_high: likewise of 90 %.
-        critical: 95 % point of |t*| under the null.
+        critical, critical_90: 95 and 90 % points of |t*| under the null.
         draws: draws taken.
         weights: `Rademacher` or `Webb`.
         enumerated: all patterns of signs were taken.
@@ -52,6 +52,7 @@ class Wild:
     bound_low: float
     bound_high: float
     critical: float
+    critical_90: float
     draws: int
     weights: str
     enumerated: bool
@@ -214,6 +215,7 @@ def _result(
         narrow_low,
         narrow_high,
         float(np.quantile(np.abs(draws), 0.95)),
+        float(np.quantile(np.abs(draws), 0.90)),
         len(draws),
         "Webb" if webb else "Rademacher",
         enumerated,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Predictors:
         frame: one row per query: `id`, one column per specification, and whatever is known of the queries.
         specifications: the first is the primary one.
         ess: effective sample size per specification, indexed by id; None where unknown.
+        errors: standard error of the predictor per specification, likewise.
+        density: rows per group of the corpus (`--by-group`), or None.
         neighbors: the neighbours' table, or None.
         run: settings of the density run.
         file: where it came from, for messages.
@@ -60,6 +62,8 @@ class Predictors:
     frame: pd.DataFrame
     specifications: list[Specification]
     ess: list[pd.Series[Any] | None]
+    errors: list[pd.Series[Any] | None]
+    density: pd.DataFrame | None
     neighbors: pd.DataFrame | None
     run: dict[str, Any]
     file: str | None
@@ -148,7 +152,7 @@ def _plain(
     tables.refuse_duplicates(ids, file)
     frame = frame.drop(columns=["id"], errors="ignore").assign(**{predictor: values})
     frame.insert(0, "id", ids)
-    return Predictors(frame, [Specification(predictor)], [None], None, {}, file)
+    return Predictors(frame, [Specification(predictor)], [None], [None], None, None, {}, file)
 
 
 def _of_density(
@@ -172,9 +176,9 @@ def _of_density(
             raise ParameterError(f"{predictor} does not depend on a bandwidth", file=file)
         values = tables.numbers(tables.column(frame, predictor, file), predictor, file)
         frame = frame.assign(**{predictor: values})
-        return Predictors(frame, [Specification(predictor)], [None], neighbors, run, file)
+        return Predictors(frame, [Specification(predictor)], [None], [None], None, neighbors, run, file)
 
-    specifications, ess = [], []
+    specifications, ess, errors = [], [], []
     for kernel, h, rule in _order(whole, run, bandwidth, file):
         rows = whole[(whole["kernel"] == kernel) & (whole["bandwidth"] == h)]
         rows = rows.assign(id=rows["id"].astype(str))
@@ -184,7 +188,37 @@ def _of_density(
         frame[specification.column] = by_id["log_density"].reindex(ids).to_numpy(dtype=np.float64)
         specifications.append(specification)
         ess.append(by_id["ess"] if "ess" in rows and rows["ess"].notna().any() else None)
-    return Predictors(frame, specifications, ess, neighbors, run, file)
+        errors.append(by_id["std_error"] if "std_error" in rows and rows["std_error"].notna().any() else None)
+    by_group = None
+    if "group" in density.columns and {"kernel_sum_log", "rows_evaluated"} <= set(density.columns):
+        by_group = density.assign(id=density["id"].astype(str))
+        by_group = by_group if by_group["group"].notna().any() else None
+    return Predictors(frame, specifications, ess, errors, by_group, neighbors, run, file)
+
+
+def less_reference(of: Predictors, reference: Predictors) -> Predictors:
+    """log density less that under a reference corpus, at the same kernels and bandwidths.
+
+    Raises:
+        ParameterError: the two were not made with the same numbers, or neither is a density table.
+    """
+    theirs = {(s.kernel, s.bandwidth): s for s in reference.specifications}
+    frame, other = of.frame.copy(), reference.frame.set_index("id")
+    errors: list[pd.Series[Any] | None] = []
+    for s, own in zip(of.specifications, of.errors, strict=True):
+        match = theirs.get((s.kernel, s.bandwidth))
+        if s.kernel is None or match is None:
+            raise ParameterError(
+                f"the reference densities lack {s.setting or s.predictor}",
+                file=reference.file,
+                remedy="make both with one `bandwidth.json` (--bandwidth @bandwidth.json)",
+            )
+        under = other[match.column].reindex(frame["id"]).to_numpy(dtype=np.float64)
+        frame[s.column] = frame[s.column].to_numpy(dtype=np.float64) - under
+        its = reference.errors[reference.specifications.index(match)]
+        both = own is not None and its is not None
+        errors.append(np.hypot(own, its.reindex(own.index)) if both else None)  # type: ignore[union-attr,arg-type]
+    return replace(of, frame=frame, errors=errors, density=None)
 
 
 def _order(

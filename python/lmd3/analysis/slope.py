@@ -148,13 +148,19 @@ def least_squares(y: np.ndarray, x: np.ndarray, codes: np.ndarray, weights: np.n
     }
 
 
-def logit(data: Data, x: np.ndarray, offset: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def logit(
+    data: Data,
+    x: np.ndarray,
+    offset: np.ndarray | None = None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and linear predictor of a logit with effects, by Newton's method with halved steps.
 
     Args:
         data: rows of a binary outcome.
         x: (n, k) columns.
         offset: (n,) added to the linear predictor with coefficient 1.
+        start: coefficients (k,) and effects (F,) to begin with.
 
     Raises:
         WorkError: the likelihood has no maximum (a column or group separates the outcomes).
@@ -162,22 +168,30 @@ def logit(data: Data, x: np.ndarray, offset: np.ndarray | None = None) -> tuple[
     y, codes = data.y, data.codes
     trials = np.ones(len(y)) if data.weights is None else data.weights
     shift = np.zeros(len(y)) if offset is None else offset
-    mean = float(np.average(y, weights=trials))
-    beta = np.zeros(x.shape[1])
-    levels = np.full(data.effect_count, special.logit(np.clip(mean, 1e-6, 1 - 1e-6)) - np.average(shift))
-    eta = levels[codes] + shift
+    if start is None:
+        mean = float(np.average(y, weights=trials))
+        level = special.logit(np.clip(mean, 1e-6, 1 - 1e-6)) - np.average(shift)
+        beta, levels = np.zeros(x.shape[1]), np.full(data.effect_count, level)
+    else:
+        beta, levels = start
+    eta = x @ beta + levels[codes] + shift
     likelihood = float(trials @ _log_likelihood(y, eta))
     for _ in range(STEPS):
         p = special.expit(eta)
         working = np.maximum(trials * p * (1 - p), 1e-14)
-        response = eta - shift + trials * (y - p) / working
-        fitted = least_squares(response, x, codes, working)
-        if not np.isfinite(fitted["beta"]).all():
+        # Normal equations will do for the direction: the terms are of one scale, and the steps correct it.
+        score = trials * (y - p)
+        totals = np.bincount(codes, working)
+        means = group_means(x, codes, working)
+        inner = x - (means[0] if len(means) == 1 else means[codes])
+        try:
+            move = np.linalg.solve((inner * working[:, None]).T @ inner, inner.T @ score)
+        except np.linalg.LinAlgError:
             break
+        shifts = np.bincount(codes, score) / totals - means @ move
         step = 1.0
         for _ in range(30):
-            new_beta = beta + step * (fitted["beta"] - beta)
-            new_levels = levels + step * (fitted["levels"] - levels)
+            new_beta, new_levels = beta + step * move, levels + step * shifts
             new_eta = x @ new_beta + new_levels[codes] + shift
             new = float(trials @ _log_likelihood(y, new_eta))
             if new >= likelihood - 1e-12 * abs(likelihood):
