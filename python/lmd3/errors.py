@@ -104,6 +104,10 @@ class OutputError(InputError):
     """An output that exists already or can't be written."""
 
 
+class OtherJobError(OutputError):
+    """An output that holds the unfinished work of another configuration."""
+
+
 class VerificationError(Lmd3Error):
     """A stored checksum or fact does not hold any more."""
 

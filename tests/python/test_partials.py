@@ -20,7 +20,8 @@ from lmd3 import KernelDensity, _lmd3
 from lmd3.bandwidth import read_bandwidths
 from lmd3.errors import FormatError, OutputError, VerificationError
 from lmd3.executors import partials
-from lmd3.executors.partials import Partials, Writer, read_configuration, read_parts
+from lmd3.executors.jobs import Partials
+from lmd3.executors.partials import Writer, read_configuration, read_parts
 from lmd3.results import DensityTable
 from lmd3.store import StoreWriter
 

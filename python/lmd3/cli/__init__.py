@@ -25,6 +25,7 @@ COMMANDS = (
     "study",
     "encode",
     "density",
+    "merge",
     "bandwidth",
     "covariates",
     "perplexity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from lmd3.errors import ParameterError
 
 if TYPE_CHECKING:
     from lmd3.density import KernelDensity
+    from lmd3.results import DensityTable
     from lmd3.store import Store
 
 CorpusArgument = Annotated[Path, typer.Argument(help="A store, a .npy file: the training rows.")]
@@ -33,6 +35,43 @@ PrecisionOption = Annotated[
         help="Arithmetic of the dot products; auto: int16 for int8 rows, else float32.",
     ),
 ]
+ExecutorOption = Annotated[
+    str, typer.Option("--executor", metavar="local|ray", help="Where it runs; ray: on a cluster's nodes.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of the Ray cluster [default: RAY_ADDRESS, else one on this machine]."),
+]
+MemoryOption = Annotated[
+    str, typer.Option("--max-memory", metavar="SIZE", help="For sums in flight, beside the page cache.")
+]
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `2GB`, `500MB`, `1.5 GiB` or a plain number.
+
+    Raises:
+        ParameterError: not such a size.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?\s*", text)
+    if not found:
+        raise ParameterError(f"{text!r} is no size", remedy="for example 500MB, 2GB or 1.5GiB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(prefix or " "))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The shard (i, n) of `i/n`, i from 0.
+
+    Raises:
+        ParameterError: not such a shard.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ParameterError(
+            f"{text!r} is no shard", remedy="shards are counted from 0: --shard 0/8 … --shard 7/8"
+        )
+    return int(found[1]), int(found[2])
 
 
 def open_sides(
@@ -67,6 +106,7 @@ def estimator(
     threads: int | None,
     seed: int,
     precision: str = "auto",
+    max_memory: str = "2GB",
 ) -> KernelDensity:
     """The estimator of the options, with the command line's defaults."""
     from lmd3.bandwidth import DEFAULT_RULES
@@ -78,4 +118,40 @@ def estimator(
         threads=threads,
         seed=seed,
         precision=precision,
+        max_memory=parse_bytes(max_memory),
+    )
+
+
+def report_density(table: DensityTable, out: Path) -> None:
+    """Says what a finished job found."""
+    import pyarrow.compute as pc
+
+    whole = table.density.filter(pc.is_null(table.density["group"]))
+    lines = [f"{table.queries.num_rows:,} queries × {table.run['store']['n']:,} rows → {out}"]
+    summary = []
+    for entry in table.run["bandwidths"]:
+        chosen = whole.filter(
+            pc.and_(
+                pc.equal(whole["kernel"], entry["kernel"]), pc.equal(whole["bandwidth"], entry["bandwidth"])
+            )
+        )
+        median = pc.quantile(chosen["log_density"], 0.5)[0].as_py()
+        ess = pc.quantile(chosen["ess"], 0.5)[0].as_py()
+        summary.append({**entry, "median_log_density": median, "median_ess": ess})
+        lines.append(
+            f"  {entry['kernel']} h = {entry['bandwidth']:.6g} ({entry['rule']}): "
+            f"median log density {median:.4f}, median ess {ess:.4g}"
+        )
+    _common.emit(
+        {
+            "out": str(out),
+            "queries": table.queries.num_rows,
+            "rows": table.run["store"]["n"],
+            "bandwidths": summary,
+            "precision": table.run["precision"],
+            "simd": table.run["simd"],
+            "seconds": table.run["seconds"],
+            "notices": table.run["notices"],
+        },
+        text="\n".join(lines),
     )

@@ -20,9 +20,12 @@ from lmd3.cli._common import (
     ThreadsOption,
 )
 from lmd3.cli._density import (
+    AddressOption,
     CorpusArgument,
     ExcludeSelfOption,
     ExcludeWithinOption,
+    ExecutorOption,
+    MemoryOption,
     PrecisionOption,
     QueriesArgument,
 )
@@ -52,6 +55,15 @@ def density(
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what the job would read, compute and take.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="i/n", help="Scan only the i-th of n ranges, from 0; lmd3 merge ends the job."
+        ),
+    ] = None,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    max_memory: MemoryOption = "2GB",
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
@@ -74,9 +86,13 @@ def density(
       lmd3 density corpus.lmd3 queries.npy --bandwidth 0.1 --bandwidth ess=100 --by-group -o density/
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
       lmd3 density corpus.lmd3 questions.jsonl --plan
+      lmd3 density corpus.lmd3 queries.npy --executor ray --address auto -o /shared/density/
+      lmd3 density corpus.lmd3 queries.npy --bandwidth @bandwidth.json --shard $SLURM_ARRAY_TASK_ID/64 -o d/
     """
-    from lmd3.cli._density import estimator, open_sides
-    from lmd3.executors.partials import FOLDER, is_unfinished
+    from lmd3.cli._density import estimator, open_sides, parse_shard, report_density
+    from lmd3.executors import make_executor
+    from lmd3.executors.jobs import is_unfinished
+    from lmd3.executors.partials import FOLDER
     from lmd3.results import DENSITY_FILES
 
     if out is not None and not plan:
@@ -86,7 +102,10 @@ def density(
     for name, value, known in (("precision", precision, PRECISIONS), ("method", method, METHODS)):
         if value not in known:
             raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
-    kde = estimator(kernel, bandwidth, threads, seed, precision)
+    part = None if shard is None else parse_shard(shard)
+    if part is not None and executor != "local":
+        raise ParameterError("--shard is for processes that know of no others: it goes with no --executor")
+    kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if out is None or plan:
@@ -95,57 +114,44 @@ def density(
         )
         _common.emit(found, text="\n".join(_plan(found)))
         return
-    if force:
+    if force and part is None:
         # Anew; and what is killed from here on must not look complete.
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         (out / "run.json").unlink(missing_ok=True)
-    table = kde.fit(store).density(
-        asked,
-        neighbors=neighbors,
-        by_group=by_group,
-        normalize=normalize,
-        exclude_self=exclude_self,
-        exclude_within=exclude_within,
-        folder=out,
-        notice=_common.notice,
-        progress=_common.progress,
-    )
+    options: dict[str, Any] = {
+        "neighbors": neighbors,
+        "by_group": by_group,
+        "normalize": normalize,
+        "exclude_self": exclude_self,
+        "exclude_within": exclude_within,
+        "folder": out,
+        "notice": _common.notice,
+        "progress": _common.progress,
+    }
+    if part is not None:
+        _report_shard(kde.fit(store).scan_shard(asked, part, **options), part, out)
+        return
+    runs = make_executor(executor, threads=threads, address=address)
+    table = kde.fit(store).density(asked, **options, executor=runs)
     for notice in table.run["notices"]:
         _common.notice(notice)
     if table.run["zero_densities"]:
         _common.notice(f"{table.run['zero_densities']} densities are zero (-inf)")
     table.save(out)
-    import pyarrow.compute as pc
+    report_density(table, out)
 
-    whole = table.density.filter(pc.is_null(table.density["group"]))
-    lines = [f"{asked.n:,} queries × {store.n:,} rows → {out}"]
-    summary = []
-    for entry in table.run["bandwidths"]:
-        chosen = whole.filter(
-            pc.and_(
-                pc.equal(whole["kernel"], entry["kernel"]), pc.equal(whole["bandwidth"], entry["bandwidth"])
-            )
-        )
-        median = pc.quantile(chosen["log_density"], 0.5)[0].as_py()
-        ess = pc.quantile(chosen["ess"], 0.5)[0].as_py()
-        summary.append({**entry, "median_log_density": median, "median_ess": ess})
-        lines.append(
-            f"  {entry['kernel']} h = {entry['bandwidth']:.6g} ({entry['rule']}): "
-            f"median log density {median:.4f}, median ess {ess:.4g}"
-        )
-    _common.emit(
-        {
-            "out": str(out),
-            "queries": asked.n,
-            "rows": store.n,
-            "bandwidths": summary,
-            "precision": table.run["precision"],
-            "simd": table.run["simd"],
-            "seconds": table.run["seconds"],
-            "notices": table.run["notices"],
-        },
-        text="\n".join(lines),
-    )
+
+def _report_shard(found: dict[str, Any], shard: tuple[int, int], out: Path) -> None:
+    """Says what a shard has done and what is to come."""
+    from lmd3.executors.jobs import in_words
+
+    (start, end), missing = found["segments"], found["missing"]
+    line = f"shard {shard[0]} of {shard[1]}: {end - start:,} of {found['of']:,} segments are in {out}"
+    if missing:
+        rest = f"still missing there: {in_words(missing)}; when all are there: lmd3 merge {out} -o {out}"
+    else:
+        rest = f"all are there now: lmd3 merge {out} -o {out}"
+    _common.emit({**found, "out": str(out), "shard": list(shard)}, text=f"{line}\n  {rest}")
 
 
 def _plan(plan: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,7 @@ from lmd3.cli._common import (
 )
 from lmd3.cli._density import PrecisionOption
 from lmd3.cli._steps import Step, Steps, fingerprint
-from lmd3.errors import ParameterError
+from lmd3.errors import OtherJobError, ParameterError
 
 if TYPE_CHECKING:
     from lmd3.store import Store
@@ -184,6 +185,7 @@ def study(
     from lmd3.bandwidth import DEFAULT_RULES
     from lmd3.cli.density import METHODS, PRECISIONS
     from lmd3.encoders.run import encoder_from_store
+    from lmd3.executors.partials import FOLDER
     from lmd3.outcomes import choose_outcome
     from lmd3.performance.eval_logs import files_of
     from lmd3.results import DensityTable
@@ -240,7 +242,16 @@ def study(
 
     def sum_kernels() -> None:
         estimator = lmd3.KernelDensity(**estimating, threads=threads).fit(train.open())
-        table = estimator.density(test.open(), **scanning, progress=progress)
+        asked, folder = test.open(), out / "density"
+        given: dict[str, Any] = {**scanning, "folder": folder, "notice": notice, "progress": progress}
+        try:
+            table = estimator.density(asked, **given)
+        except OtherJobError as error:
+            # Settings or texts have changed since: what was begun for the old ones is of no use.
+            notice(f"{error.message}: begun anew")
+            shutil.rmtree(folder / FOLDER)
+            (folder / "run.json").unlink(missing_ok=True)
+            table = estimator.density(asked, **given)
         for line in table.run.get("notices", []):
             notice(line)
         table.save(out / "density")

@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
-from lmd3.density.job import identity, scan_in_parts
+from lmd3.density.job import Job, describe_work, identity
 from lmd3.density.plan import plan_density
 from lmd3.density.rules import resolve_rules
-from lmd3.density.scan import Asked, Pair, Scan, Scanner, version
+from lmd3.density.scan import Asked, Pair, Scanner
 from lmd3.density.sides import Source, as_source, describe, own_rows, query_matrix
-from lmd3.density.tables import Tables
+from lmd3.density.tables import Tables, run_of
 from lmd3.errors import ParameterError, ShapeError
-from lmd3.executors.partials import FOLDER, read_job, write_job
+from lmd3.executors import Executor
+from lmd3.executors.jobs import files_of, gaps, owners, read_job, write_job
+from lmd3.executors.local import LocalExecutor
+from lmd3.executors.partials import FOLDER
 from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DensityTable, write_json
@@ -223,6 +226,7 @@ class KernelDensity:
         exclude_self: bool = False,
         exclude_within: float = 0.0,
         folder: str | Path | None = None,
+        executor: Executor | None = None,
         notice: Callable[[str], None] | None = None,
         progress: ProgressFactory | None = None,
     ) -> DensityTable:
@@ -238,65 +242,104 @@ class KernelDensity:
             folder: the folder that the result is to be saved in. Finished segments are kept in its
                 `partials/` as the scan goes, and what an earlier, killed run of the same job left there is
                 not computed again: the result is the same to the byte.
+            executor: where the segments are scanned (`lmd3.executors.make_executor`) [in this process]; the
+                bytes do not depend on it. Other than in this process it needs a `folder` and a corpus that
+                all workers see under the same path.
             notice: takes lines on what is continued and what was damaged.
             progress: shows progress.
 
         Raises:
             InputError: and its kinds: whatever is wrong with the queries or options.
-            OutputError: `folder` holds partials of another configuration.
+            OtherJobError: `folder` holds partials of another configuration.
+            WorkError: tasks of the executor failed; each is named.
         """
         started = time.time()
-        self._check_fitted()
-        if neighbors < 0:
-            raise ParameterError(f"neighbors={neighbors} is negative")
-        store = as_source(queries, "queries")
-        if by_group and not self.store_.groups:
-            raise ParameterError(
-                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
-            )
-        matrix = self._query_matrix(store)
-        asked = self._asked(store, matrix, neighbors, by_group, exclude_self, exclude_within)
-        scanner = self._scanner()
+        told = notice or (lambda line: self.notices_.append(line))
+        settings = _settings(neighbors, by_group, normalize, exclude_self, exclude_within, self.seed)
         partials = None if folder is None else Path(folder) / FOLDER
-        identified = identity(scanner, store, self._chosen(), asked)
-        kept = None if partials is None else read_job(partials, identified)
-        if kept is not None and not hasattr(self, "bandwidths_"):
-            self.notices_ = self._allowed_rules()[1]
-            self._keep([Bandwidth(**entry) for entry in kept])
-        self._resolve(matrix, asked, progress or silent)
+        if executor is not None and not executor.in_process:
+            self._check_fitted()
+            if partials is None or self.store_.path is None:
+                raise ParameterError(
+                    "workers elsewhere need files: a corpus with a path, and a folder for what they find",
+                    remedy="save the rows to a file or store, and give folder=",
+                )
+        store, job = self._job(queries, settings, partials, progress or silent)
+        work = None
         if partials is None:
-            scan = scanner.scan(matrix, self._pairs(), asked, progress or silent)
+            scan = job.scanner.scan(job.queries, job.pairs, job.asked, progress or silent)
         else:
-            bandwidths = [entry.to_dict() for entry in self.bandwidths_]
-            write_job(partials, identified, bandwidths)
-            write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
-            scan = scan_in_parts(
-                scanner,
-                matrix,
-                self._pairs(),
-                partials,
-                identified,
-                asked,
-                notice or self.notices_.append,
-                progress or silent,
-            )
-        builder = Tables(scanner, self.bandwidths_, store, matrix, scan)
-        table = DensityTable(
-            builder.density(by_group, normalize), builder.queries(), builder.neighbors(neighbors), {}
-        )
-        table.run.update(self._run(store, scan, table))
-        table.run.update(
-            settings={
-                "neighbors": neighbors,
-                "by_group": by_group,
-                "normalize": normalize,
-                "exclude_self": exclude_self,
-                "exclude_within": exclude_within,
-                "seed": self.seed,
-            },
-            seconds=round(time.time() - started, 3),
-        )
+            chosen = executor or LocalExecutor(self.threads)
+            files = job.partials(partials, told)
+            work = job.scan(files, chosen, told, progress or silent).to_dict() | {"executor": chosen.name}
+            scan = job.fold(files)
+        tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, scan)
+        table = tables.all(neighbors, by_group, normalize)
+        table.run.update(run_of(job, self.bandwidths_, describe(store), scan, table, self.notices_))
+        table.run.update(settings=settings, seconds=round(time.time() - started, 3))
+        if work is not None:
+            table.run["work"] = work
         return table
+
+    def scan_shard(
+        self,
+        queries: Source | ArrayLike,
+        shard: tuple[int, int],
+        folder: str | Path,
+        neighbors: int = 10,
+        by_group: bool = False,
+        *,
+        normalize: bool = False,
+        exclude_self: bool = False,
+        exclude_within: float = 0.0,
+        notice: Callable[[str], None] | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> dict[str, Any]:
+        """Scans the i-th of n ranges of the corpus's segments into partial files; `merge` makes the tables.
+
+        The processes of the n ranges need not know of each other. They may share the folder.
+
+        Args:
+            queries: as for `density`, and so are the others.
+            shard: (i, n), i from 0.
+            folder: of the result; the files go to its `partials/`.
+            neighbors: see `density`.
+            by_group: see `density`.
+            normalize: see `density`.
+            exclude_self: see `density`.
+            exclude_within: see `density`.
+            notice: see `density`.
+            progress: see `density`.
+
+        Returns:
+            `segments` [start, end) of the range, `of` all, `missing` ranges of all that no file covers yet,
+            and what `Summary.to_dict` gives.
+
+        Raises:
+            ParameterError: no such shard, or a bandwidth that is a rule: it must be resolved once for all.
+            Others as `density`.
+        """
+        index, count = shard
+        if not 0 <= index < count:
+            raise ParameterError(
+                f"no shard {index} of {count}", remedy="shards are counted from 0: 0/8 … 7/8"
+            )
+        self._check_fitted()
+        if not hasattr(self, "bandwidths_"):
+            raise ParameterError(
+                "a bandwidth rule with a shard: every shard would have to find the same number",
+                remedy="run `lmd3 bandwidth … -o bandwidth.json` once, then give --bandwidth @bandwidth.json",
+            )
+        told = notice or (lambda line: self.notices_.append(line))
+        settings = _settings(neighbors, by_group, normalize, exclude_self, exclude_within, self.seed)
+        partials = Path(folder) / FOLDER
+        _, job = self._job(queries, settings, partials, progress or silent)
+        segments = len(job.scanner.segments())
+        within = (index * segments // count, (index + 1) * segments // count)
+        files = job.partials(partials, told, within)
+        summary = job.scan(files, LocalExecutor(self.threads), told, progress or silent)
+        missing = gaps(owners(files_of(partials)), 0, segments)
+        return {"segments": within, "of": segments, "missing": missing, **summary.to_dict()}
 
     def plan(
         self,
@@ -401,6 +444,42 @@ class KernelDensity:
         self._check_fitted()
         return Scanner(self.store_, self._weights, self.precision, self.threads, self.max_memory)
 
+    def _job(
+        self,
+        queries: Source | ArrayLike,
+        settings: dict[str, Any],
+        partials: Path | None,
+        progress: ProgressFactory,
+    ) -> tuple[Store, Job]:
+        """The queries and the job that settings ask for; noted in the folder of its partials."""
+        self._check_fitted()
+        neighbors, by_group = settings["neighbors"], settings["by_group"]
+        if neighbors < 0:
+            raise ParameterError(f"neighbors={neighbors} is negative")
+        store = as_source(queries, "queries")
+        if by_group and not self.store_.groups:
+            raise ParameterError(
+                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
+            )
+        matrix = self._query_matrix(store)
+        asked = self._asked(
+            store, matrix, neighbors, by_group, settings["exclude_self"], settings["exclude_within"]
+        )
+        scanner = self._scanner()
+        identified = identity(scanner, store, self._chosen(), asked)
+        kept = None if partials is None else read_job(partials, identified)
+        if kept is not None and not hasattr(self, "bandwidths_"):
+            self.notices_ = self._allowed_rules()[1]
+            self._keep([Bandwidth(**entry) for entry in kept])
+        self._resolve(matrix, asked, progress)
+        job = Job(scanner, matrix, self._pairs(), asked, identified)
+        if partials is not None:
+            bandwidths = [entry.to_dict() for entry in self.bandwidths_]
+            work = describe_work(partials, scanner, store, job, settings | {"notices": self.notices_})
+            write_job(partials, identified, bandwidths, work)
+            write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
+        return store, job
+
     def _query_matrix(self, store: Store) -> NDArray[np.float32]:
         """All queries as float32 (Q, d)."""
         self._check_fitted()
@@ -433,19 +512,16 @@ class KernelDensity:
         rules, self.notices_ = self._allowed_rules()
         self._keep(resolve_rules(self._scanner(), kernels, rules, queries, asked, self.seed, progress))
 
-    def _run(self, queries: Store, scan: Scan, table: DensityTable) -> dict[str, Any]:
-        store = self.store_
-        return {
-            "kind": "density",
-            "version": version(),
-            "kernels": self._kernels(),
-            "bandwidths": [entry.to_dict() for entry in self.bandwidths_],
-            "store": describe(store),
-            "queries": describe(queries),
-            "method": "exact",
-            "precision": self._scanner().arithmetic,
-            "simd": scan.level,
-            "notices": list(self.notices_),
-            "rows": scan.rows,
-            "zero_densities": int(np.isneginf(table.density["log_density"].to_numpy()).sum()),
-        }
+
+def _settings(
+    neighbors: int, by_group: bool, normalize: bool, exclude_self: bool, exclude_within: float, seed: int
+) -> dict[str, Any]:
+    """The settings of a job as `run.json` names them."""
+    return {
+        "neighbors": neighbors,
+        "by_group": by_group,
+        "normalize": normalize,
+        "exclude_self": exclude_self,
+        "exclude_within": exclude_within,
+        "seed": seed,
+    }

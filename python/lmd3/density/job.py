@@ -1,19 +1,38 @@
-"""A job whose finished segments are kept in partial files: what identifies it, and its scan."""
+"""A density job on disk: what identifies it, how any process takes it up, and the scan of its segments.
+
+A job is a scan (`Scanner`, queries, kernels, `Asked`) and a folder of partial files. `job.json` in the folder
+says where rows and queries are, so that a process on another machine needs the folder's path alone; queries
+that lie in memory only are put beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lmd3.density.scan import Asked, Pair, Scan, Scanner, fold
-from lmd3.errors import VerificationError
-from lmd3.executors.partials import Partials
+from lmd3.density.scan import Asked, Pair, Scan, Scanner, fold, version
+from lmd3.density.sides import describe, query_matrix
+from lmd3.errors import FormatError, ParameterError, VerificationError, WorkError
+from lmd3.executors import Executor, Function, Summary, Task, run_tasks
+from lmd3.executors.jobs import Partials, Record, files_of, gaps, in_words, owners, read_record
+from lmd3.executors.partials import canonical
 from lmd3.progress import ProgressFactory
-from lmd3.store import Store, xxh3
+from lmd3.results import write_parquet
+from lmd3.store import Store, open_store, xxh3
+
+#: Tasks made for each that runs at once: the last ones should end together.
+TASKS_PER_SLOT = 16
+
+#: Queries of the job that no file holds elsewhere, and the rows left out for them.
+QUERIES, IDS, OWN = "queries.npy", "ids.parquet", "own.npy"
 
 
 def identity(scanner: Scanner, queries: Store, chosen: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
@@ -41,40 +60,267 @@ def identity(scanner: Scanner, queries: Store, chosen: Mapping[str, Any], asked:
     }
 
 
-def scan_in_parts(
-    scanner: Scanner,
-    queries: NDArray[np.float32],
-    pairs: Sequence[Pair],
-    folder: Path,
-    identified: Mapping[str, Any],
-    asked: Asked,
-    notice: Callable[[str], None],
-    progress: ProgressFactory,
-) -> Scan:
-    """The scan whose finished segments are kept in files, less the segments that are there already.
+@dataclass(frozen=True)
+class Job:
+    """A scan whose finished segments are kept in partial files.
+
+    Attributes:
+        scanner: of the corpus.
+        queries: (Q, d) float32.
+        pairs: kernels with their bandwidths.
+        asked: what is asked beside.
+        identified: its `identity`.
+    """
+
+    scanner: Scanner
+    queries: NDArray[np.float32]
+    pairs: Sequence[Pair]
+    asked: Asked
+    identified: Mapping[str, Any]
+
+    def configuration(self, segments: int) -> dict[str, Any]:
+        """What every partial file of the job begins with."""
+        numbers = {"kernels": self.pairs, "segments": segments, "query_count": len(self.queries)}
+        return canonical({**self.identified, **numbers})
+
+    def partials(
+        self, folder: Path, notice: Callable[[str], None], within: tuple[int, int] | None = None
+    ) -> Partials:
+        """The job's files in a folder, those of the segments `within` verified.
+
+        Raises:
+            OutputError: the folder holds partials of another configuration.
+        """
+        segments = len(self.scanner.segments())
+        return Partials(folder, self.configuration(segments), segments, len(self.queries), notice, within)
+
+    def scan(
+        self,
+        partials: Partials,
+        executor: Executor,
+        notice: Callable[[str], None],
+        progress: ProgressFactory,
+    ) -> Summary:
+        """Scans the segments that have no file yet.
+
+        Raises:
+            WorkError: tasks failed elsewhere.
+        """
+        rows = self.scanner.segments()
+        start, end = partials.within
+        missing = partials.missing()
+        total = sum(rows[start:end])
+        left = sum(sum(rows[first:last]) for first, last in missing)
+        if left < total:
+            notice(f"continued: {total - left:,} of {total:,} rows were done before")
+        count = len(self.queries)
+
+        def done_since() -> float:
+            """Pairs done, by the files that are there."""
+            gone = gaps(owners(files_of(partials.folder)), start, end)
+            return float(left - sum(sum(rows[first:last]) for first, last in gone)) * count
+
+        pieces = missing if executor.in_process else _cut(missing, TASKS_PER_SLOT * executor.slots)
+
+        def tasks() -> Iterator[Task]:
+            for first, last in pieces:
+                arguments = {
+                    "folder": str(partials.folder.absolute()),
+                    "start": first,
+                    "end": last,
+                    "threads": executor.threads,
+                }
+                size = float(sum(rows[first:last])) * count
+                yield Task(f"segments {in_words([(first, last)])} of {len(rows)}", arguments, size)
+
+        def here(arguments: dict[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
+            return _scan_range(self, partials, arguments["start"], arguments["end"], report)
+
+        function: Function = here if executor.in_process else scan_range
+        return run_tasks(
+            executor,
+            function,
+            tasks(),
+            label="density",
+            total=float(left) * count,
+            unit="pairs",
+            progress=progress,
+            count=done_since,
+        )
+
+    def fold(self, partials: Partials) -> Scan:
+        """The result of all segments.
+
+        Raises:
+            VerificationError: files went missing during the work, or are damaged by now.
+        """
+        level = self.scanner.level
+        scan, after = fold(partials.parts(), len(self.queries), len(self.pairs), self.asked.neighbors, level)
+        if after != (partials.segments, 0):
+            raise VerificationError("partial files went missing during the work", file=str(partials.folder))
+        return scan
+
+
+def _cut(ranges: Sequence[tuple[int, int]], pieces: int) -> list[tuple[int, int]]:
+    """Ranges cut into about so many pieces of about one length."""
+    length = max(1, sum(end - start for start, end in ranges) // max(1, pieces))
+    return [(first, min(first + length, end)) for start, end in ranges for first in range(start, end, length)]
+
+
+# --- the work of a task ---
+
+
+def _scan_range(
+    job: Job, partials: Partials, start: int, end: int, report: Callable[[float], None]
+) -> dict[str, Any]:
+    """Scans segments [start, end) into files."""
+    rows = sum(job.scanner.segments()[start:end])
+
+    def told(done: int, total: int) -> None:
+        report(float(done))
+
+    with partials.writer() as writer:
+        job.scanner.scan_parts(job.queries, job.pairs, start, end, writer.add, job.asked, told)
+    return {"rows": rows, "bytes": rows * job.scanner.row_bytes}
+
+
+def scan_range(arguments: dict[str, Any], report: Callable[[float], None]) -> dict[str, Any]:
+    """A task on any machine: scans what is missing of the segments [start, end) of the job in a folder.
+
+    Args:
+        arguments: `folder` of the partials, `start`, `end`, `threads`.
+        report: is told the pairs done.
 
     Raises:
-        OutputError: `folder` holds partials of another configuration.
-        VerificationError: files went missing during the work.
+        InputError, WorkError: and their kinds: rows or queries are not here or not the same, or this machine
+            computes otherwise than the job was begun.
     """
-    rows = scanner.segments()
-    configuration = {**identified, "kernels": pairs, "segments": len(rows), "query_count": len(queries)}
-    partials = Partials(folder, configuration, len(rows), len(queries), notice)
-    missing = partials.missing()
-    left = sum(sum(rows[start:end]) for start, end in missing)
-    if left < scanner.store.n:
-        notice(f"continued: {scanner.store.n - left:,} of {scanner.store.n:,} rows were done before")
-    before = 0
-    with progress("density", float(left) * len(queries), "pairs") as bar:
-        for start, end in missing:
+    folder = Path(arguments["folder"])
+    job = open_job(folder, arguments["threads"])
+    partials = job.partials(folder, lambda line: None, (arguments["start"], arguments["end"]))
+    found = {"rows": 0, "bytes": 0}
+    for start, end in partials.missing():
+        done = _scan_range(job, partials, start, end, report)
+        found = {key: found[key] + done[key] for key in found}
+    return found
 
-            def report(done: int, total: int, before: int = before) -> None:
-                bar.update(float(before + done))
 
-            with partials.writer() as writer:
-                scanner.scan_parts(queries, pairs, start, end, writer.add, asked, report)
-            before += sum(rows[start:end]) * len(queries)
-    scan, after = fold(partials.parts(), len(queries), len(pairs), asked.neighbors, scanner.level)
-    if after != (len(rows), 0):
-        raise VerificationError("partial files went missing during the work", file=str(folder))
-    return scan
+# --- taking a job up from its folder ---
+
+
+def describe_work(
+    folder: Path, scanner: Scanner, queries: Store, job: Job, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `job.json` says for other processes; queries that lie in memory only are written beside it.
+
+    Args:
+        folder: of the partials, which is made.
+        scanner: of the corpus.
+        queries: their store.
+        job: the job.
+        settings: of the tables, and the seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if queries.path is None:
+        _save_array(folder / QUERIES, job.queries)
+        write_parquet(folder / IDS, pa.table({"id": pa.array(queries.ids(), pa.string())}))
+    if job.asked.own is not None:
+        _save_array(folder / OWN, job.asked.own)
+    corpus = scanner.store
+    return {
+        "version": version(),
+        "corpus": None if corpus.path is None else str(Path(corpus.path).absolute()),
+        "queries": None if queries.path is None else str(Path(queries.path).absolute()),
+        "asked_of": describe(queries),
+        "precision": scanner.precision,
+        "max_memory": scanner.memory,
+        "settings": dict(settings),
+    }
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes an array under a temporary name and renames it; several processes may do so at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def open_job(
+    folder: Path,
+    threads: int | None = None,
+    *,
+    corpus: str | Path | None = None,
+    queries: str | Path | None = None,
+    any_level: bool = False,
+) -> Job:
+    """The job of a folder of partials.
+
+    Args:
+        folder: of the partials.
+        threads: that may be used.
+        corpus: where the rows are now [where they were].
+        queries: where the queries are now [where they were].
+        any_level: take it up on whatever SIMD level, to fold it.
+
+    Raises:
+        FormatError: the folder holds no record of a job that can be taken up.
+        FileMissingError: rows or queries are not there.
+        VerificationError: they are not those that the job began with.
+        WorkError: this machine computes at another SIMD level, or by another version.
+    """
+    record = _record(folder)
+    work, asked = record.work, record.asked
+    place = corpus or work.get("corpus")
+    if place is None:
+        raise ParameterError(
+            "the rows of this job lay in memory only",
+            file=str(folder),
+            remedy="save them to a file or store first, or name it with --corpus",
+        )
+    scanner = Scanner(open_store(place), None, work["precision"], threads, work["max_memory"])
+    _same("the rows", scanner.store.fingerprint, asked["store"], str(place))
+    found = queries or work.get("queries")
+    if found is not None:
+        store = open_store(found)
+        _same("the queries", store.fingerprint, asked["queries"], str(found))
+        matrix = query_matrix(scanner.store, store, scanner.memory)
+    else:
+        matrix = np.load(folder / QUERIES, mmap_mode="r", allow_pickle=False)
+    own = np.load(folder / OWN, allow_pickle=False) if asked["exclude_self"] is not None else None
+    if not any_level:
+        if scanner.level != asked["simd"]:
+            raise WorkError(
+                f"this machine computes at SIMD level {scanner.level}, the job at {asked['simd']}",
+                remedy="set LMD3_SIMD to a level that all have, and start anew",
+            )
+        if work["version"] != version():
+            raise WorkError(f"lmd3 {version()} is installed here, the job was begun by {work['version']}")
+    pairs = [(entry["kernel"], float(entry["bandwidth"])) for entry in record.bandwidths]
+    wanted = Asked(asked["neighbors"], asked["by_group"], own, asked["exclude_within"], tables=True)
+    return Job(scanner, np.asarray(matrix), pairs, wanted, asked)
+
+
+def ids_of(folder: Path, queries: str | Path | None = None) -> list[str]:
+    """The ids of a job's queries."""
+    found = queries or _record(folder).work.get("queries")
+    if found is not None:
+        return open_store(found).ids()
+    ids: list[str] = pq.read_table(folder / IDS)["id"].to_pylist()
+    return ids
+
+
+def _record(folder: Path) -> Record:
+    record = read_record(folder)
+    if record is None or not record.work:
+        raise FormatError(
+            "no job that can be taken up", file=str(folder), remedy="give the folder of `lmd3 density`"
+        )
+    return record
+
+
+def _same(what: str, found: str, wanted: str, place: str) -> None:
+    if found != wanted:
+        raise VerificationError(f"{what} are not those that the job began with", file=place)

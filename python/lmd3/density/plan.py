@@ -16,9 +16,6 @@ from lmd3.executors.partials import Part
 from lmd3.store import Store
 from lmd3.system import cores
 
-#: Bytes of an element.
-_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-
 
 def plan_density(
     scanner: Scanner,
@@ -60,7 +57,6 @@ def plan_density(
         bandwidth_seconds = len(kernels) * each * (coarse + fine + few)
     lengths = scanner.segments()
     per_pair = 2.0 * corpus.d
-    size = corpus.d * _ELEMENT_BYTES.get(corpus.dtype, 4) + (4 if corpus.dtype == "int8" else 0)
     groups = _groups_of_segments(corpus, lengths) if asked.by_group else len(lengths)
     # Three numbers per group and kernel; row and distance of each neighbour; cosine, count.
     sums, found = groups * len(probed) * 24, len(lengths) * (asked.neighbors * 16 + 8)
@@ -70,7 +66,7 @@ def plan_density(
         "queries": len(queries),
         "dimensions": corpus.d,
         "segments": len(lengths),
-        "bytes": corpus.n * size,
+        "bytes": corpus.n * scanner.row_bytes,
         "passes": 1,
         "operations": per_pair * corpus.n * len(queries),
         "operations_per_second": per_pair * rate,

@@ -14,6 +14,9 @@ from lmd3.executors.partials import Part
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import Store
 
+#: Bytes of an element.
+_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
 #: The results of the native scan.
 Scan: TypeAlias = _lmd3.Scan
 Estimate: TypeAlias = _lmd3.Estimate
@@ -70,6 +73,12 @@ class Scanner:
     def level(self) -> str:
         """The SIMD level that scans run at."""
         return _lmd3.simd_level()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a stored row."""
+        scale = 4 if self.store.dtype == "int8" else 0
+        return self.store.d * _ELEMENT_BYTES.get(self.store.dtype, 4) + scale
 
     def segments(self) -> list[int]:
         """Rows of each segment, in order."""

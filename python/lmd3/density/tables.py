@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmd3.bandwidth import Bandwidth
-from lmd3.density.scan import Estimate, Scan, Scanner
+from lmd3.density.job import Job
+from lmd3.density.scan import Estimate, Scan, Scanner, version
+from lmd3.density.sides import describe
 from lmd3.kernels import FUSED, log_kernel, log_normalizer
-from lmd3.results import DENSITY, NEIGHBORS, QUERIES
-from lmd3.store import Store
+from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable
 
 #: Rows (or names) handled at once where all would take too much memory.
 _STEP = 1 << 16
@@ -24,28 +26,35 @@ class Tables:
     Args:
         scanner: what was scanned.
         bandwidths: as in the scan, the primary one first.
-        queries: their ids.
+        ids: of the queries.
         matrix: their vectors.
         scan: the sums.
+        precision: what the sums were computed with [the scanner's].
     """
 
     def __init__(
         self,
         scanner: Scanner,
         bandwidths: Sequence[Bandwidth],
-        queries: Store,
+        ids: Sequence[str],
         matrix: NDArray[np.float32],
         scan: Scan,
+        precision: str | None = None,
     ) -> None:
+        self.precision = precision or scanner.arithmetic
         self.scanner = scanner
         self.bandwidths = bandwidths
         self.corpus = scanner.store
         self.scan = scan
-        self.ids = queries.ids()
+        self.ids = ids
         self.matrix = matrix
         self.norms = _by_steps(lambda rows: np.linalg.norm(rows, axis=1), matrix)
         self.rows = scan.neighbor_rows
         self.distances = scan.neighbor_distances
+
+    def all(self, neighbors: int, by_group: bool, normalize: bool) -> DensityTable:
+        """The three tables, with an empty run."""
+        return DensityTable(self.density(by_group, normalize), self.queries(), self.neighbors(neighbors), {})
 
     def density(self, by_group: bool, normalize: bool) -> pa.Table:
         """The table of densities; `normalize` subtracts the kernel's constant of ℝᵈ."""
@@ -74,9 +83,7 @@ class Tables:
                     "ess": estimate.ess[:, b],
                     "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
                     "method": _constant("exact", q),
-                    "precision": _constant(
-                        self.scanner.arithmetic if bandwidth.kernel in FUSED else "float64", q
-                    ),
+                    "precision": _constant(self.precision if bandwidth.kernel in FUSED else "float64", q),
                     "flags": pa.array(np.where(np.isneginf(log_density), "zero", "").tolist(), pa.string()),
                 }
                 tables.append(pa.table(columns, schema=DENSITY))
@@ -160,6 +167,41 @@ class Tables:
         given = self.scanner.weights
         weights = self.corpus.weights() if given is None else given
         return np.ones(len(rows)) if weights is None else weights[rows].astype(np.float64)
+
+
+def run_of(
+    job: Job,
+    bandwidths: Sequence[Bandwidth],
+    queries: Mapping[str, Any],
+    scan: Scan,
+    table: DensityTable,
+    notices: Sequence[str],
+) -> dict[str, Any]:
+    """What `run.json` says of a job; settings and seconds are to be added.
+
+    Args:
+        job: the job.
+        bandwidths: the primary one first.
+        queries: described.
+        scan: its result.
+        table: its tables.
+        notices: what should be known about the bandwidths.
+    """
+    kernels = list(dict.fromkeys(entry.kernel for entry in bandwidths))
+    return {
+        "kind": "density",
+        "version": version(),
+        "kernels": kernels,
+        "bandwidths": [entry.to_dict() for entry in bandwidths],
+        "store": describe(job.scanner.store),
+        "queries": dict(queries),
+        "method": "exact",
+        "precision": job.scanner.arithmetic,
+        "simd": scan.level,
+        "notices": list(notices),
+        "rows": scan.rows,
+        "zero_densities": int(np.isneginf(table.density["log_density"].to_numpy()).sum()),
+    }
 
 
 def local_dimension(distances: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
 """Partial files, version 1: what finished segments add to a result, kept so that nothing is computed twice.
 
-A folder of partials belongs to one job. Each file holds the parts of a run of whole segments (see
-`_lmd3.scan_parts`), in order; folding all of a job's parts in order gives the bytes of an uninterrupted scan.
+A folder of partials belongs to one job (`lmd3.executors.jobs`). Each file holds the parts of a run of whole
+segments (see `_lmd3.scan_parts`), in order; folding all of a job's parts in order gives the bytes of an
+uninterrupted scan.
 
 A file is `MAGIC`, the version (uint32), and sections. A section is its kind (1 byte), the length of its
 content, its stored length (uint64 each), the xxh3-64 of these and of what is stored (uint64; of the first
@@ -20,12 +21,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -34,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lmd3.errors import FormatError, OutputError, VerificationError
+from lmd3.errors import FormatError, VerificationError
 from lmd3.store import xxh3
 
 #: The folder of a result's partials.
@@ -49,7 +48,6 @@ SECONDS = 15.0
 _START = struct.Struct("<8sI")
 _SECTION = struct.Struct("<cQQ")
 _CHECKSUM = struct.Struct("<Q")
-_NAME = re.compile(r"(\d+)-(\d+)\.part")
 
 Part = dict[str, NDArray[Any]]
 
@@ -77,21 +75,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in keys
         if then.get(key) != now.get(key)
     ]
-
-
-def refuse_difference(then: Mapping[str, Any], now: Mapping[str, Any], file: Path) -> None:
-    """Refuses to continue a job with another configuration.
-
-    Raises:
-        OutputError: they differ; the message names in what.
-    """
-    found = differences(then, canonical(now))
-    if found:
-        raise OutputError(
-            f"holds an unfinished result of another configuration ({'; '.join(found)})",
-            file=str(file),
-            remedy="give the same options to continue it, another -o, or --force to start anew",
-        )
 
 
 # --- one file ---
@@ -302,153 +285,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# --- the files of a job ---
-
-#: What was asked for and the bandwidths found, beside the files: a continued job takes the same numbers.
-JOB = "job.json"
-
-
-def is_unfinished(result: Path) -> bool:
-    """Whether a result folder holds a job that was started and not ended."""
-    return (result / FOLDER / JOB).is_file() and not (result / "run.json").exists()
-
-
-def read_job(folder: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The bandwidths of the job that a folder of partials is of; None where no job was started.
-
-    Raises:
-        OutputError: the job is another one; the message names in what.
-        FormatError: its file can't be read.
-    """
-    path = folder / JOB
-    if not path.exists():
-        return None
-    try:
-        job = json.loads(path.read_text(encoding="utf-8"))
-        then, bandwidths = dict(job["asked"]), [dict(entry) for entry in job["bandwidths"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FormatError(
-            "not the record of a job", file=str(path), remedy="start anew with --force"
-        ) from None
-    refuse_difference(then, asked, folder)
-    return bandwidths
-
-
-def write_job(folder: Path, asked: Mapping[str, Any], bandwidths: Sequence[Mapping[str, Any]]) -> None:
-    """Notes a job in its folder of partials, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{socket.gethostname()}-{os.getpid()}.tmp"
-    value = {
-        "format": VERSION,
-        "asked": canonical(asked),
-        "bandwidths": [dict(entry) for entry in bandwidths],
-    }
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / JOB)
-    sync_folder(folder)
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    start: int
-    end: int
-
-
-class Partials:
-    """The partial files of one job: what is there, what is missing, and all parts in order.
-
-    Args:
-        folder: is made.
-        configuration: of the job: everything that the bytes of its sums depend on.
-        segments: of the store.
-        queries: of the job.
-        notice: takes a line on each damaged file.
-
-    Raises:
-        OutputError: the folder holds partials of another configuration.
-        FormatError: a file of another version.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        configuration: Mapping[str, Any],
-        segments: int,
-        queries: int,
-        notice: Callable[[str], None],
-    ) -> None:
-        self.folder = folder
-        self.configuration = canonical(configuration)
-        self.segments = segments
-        self.queries = queries
-        folder.mkdir(parents=True, exist_ok=True)
-        self._remove_abandoned()
-        for file in self._files():
-            try:
-                refuse_difference(verify(file.path), self.configuration, folder)
-            except VerificationError as error:
-                notice(
-                    f"{file.path}: {error.message}; segments {file.start} to {file.end - 1} are scanned again"
-                )
-                file.path.unlink()
-
-    def _files(self) -> list[_File]:
-        """In order of their first segments, longer ones first."""
-        names = [(path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir()]
-        found = [_File(path, int(name[1]), int(name[2])) for path, name in names if name]
-        return sorted(found, key=lambda file: (file.start, -file.end))
-
-    def _remove_abandoned(self) -> None:
-        """Removes what processes of this machine that have ended left half written."""
-        host = re.escape(socket.gethostname())
-        for path in self.folder.glob(".*.tmp"):
-            if name := re.fullmatch(rf"\.{host}-(\d+)\.tmp", path.name):
-                try:
-                    os.kill(int(name[1]), 0)
-                except ProcessLookupError:
-                    path.unlink(missing_ok=True)
-                except OSError:
-                    pass
-
-    def _owners(self) -> list[tuple[_File, int, int]]:
-        """Each file with the segments taken from it; none is taken twice."""
-        owners = []
-        done = 0
-        for file in self._files():
-            if file.end > done:
-                owners.append((file, max(done, file.start), file.end))
-                done = file.end
-        return owners
-
-    def missing(self) -> list[tuple[int, int]]:
-        """Ranges of segments [start, end) that no file covers."""
-        gaps = []
-        done = 0
-        for _, start, end in self._owners():
-            if start > done:
-                gaps.append((done, start))
-            done = end
-        if done < self.segments:
-            gaps.append((done, self.segments))
-        return gaps
-
-    def writer(self) -> Writer:
-        """Writes the parts of a run of segments that is missing."""
-        return Writer(self.folder, self.configuration, self.queries)
-
-    def parts(self) -> Iterator[Part]:
-        """All parts in order: segments ascending, and of each the queries ascending.
-
-        Raises:
-            VerificationError: a file was damaged since it was verified.
-        """
-        for file, start, end in self._owners():
-            for part in read_parts(file.path):
-                if start <= int(part["place"][0]) < end:
-                    yield part
