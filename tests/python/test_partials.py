@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named_and_its_segments_are_scanned_again(
     arguments = [argument for argument in command(corpus, unfinished) if argument != "--quiet"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert f"{damaged}: a damaged partial file" in done.stderr
-    assert "segments 7 to 7 are scanned again" in done.stderr
+    assert "segments 7 are scanned again" in done.stderr
     assert "000009-000010.part" in done.stderr
     assert "200,000 of 240,000 rows were done before" in done.stderr
     assert tables(unfinished) == tables(whole)

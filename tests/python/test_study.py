@@ -79,6 +79,37 @@ def test_from_texts_and_a_table(folder: Path, capsys: pytest.CaptureFixture[str]
     assert run([*line, "--controls", "none", "--force"], capsys)["steps_done"] == ["analysis", "report"]
 
 
+def test_the_density_step_continues_from_its_partial_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments(
+        folder, str(folder / "outcomes.csv"), "--outcome-id", "name", "--outcome-value", "loss",
+        "--controls", "none", "--shard-rows", "100",
+    )  # fmt: skip
+    first = run([*line, "--bandwidth", "ess=50"], capsys)["summary"]
+    density = folder / "study" / "density"
+    files = sorted((density / "partials").glob("*.part"))
+    # As a kill between the last segment and the tables leaves it.
+    kept = {path: path.stat().st_mtime_ns for path in files}
+    for name in ("run.json", "density.parquet", "queries.parquet", "neighbors.parquet"):
+        (density / name).unlink()
+    record = folder / "study" / "study.json"
+    facts = json.loads(record.read_text(encoding="utf-8"))
+    facts["steps"]["density"]["done"] = False
+    record.write_text(json.dumps(facts), encoding="utf-8")
+
+    status = cli.main([*line, "--bandwidth", "ess=50"])
+    printed = capsys.readouterr()
+    assert status == 0 and "500 of 500 rows were done before" in printed.err
+    assert json.loads(printed.out)["summary"]["primary"] == first["primary"]
+    assert {path: path.stat().st_mtime_ns for path in files} == kept
+
+    status = cli.main([*line, "--bandwidth", "ess=20", "--force"])
+    printed = capsys.readouterr()
+    assert status == 0 and "ess=50" in printed.err and "begun anew" in printed.err
+    assert json.loads((density / "run.json").read_text(encoding="utf-8"))["bandwidths"][0]["rule"] == "ess=20"
+
+
 def test_from_texts_and_perplexity(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(arguments(folder, "perplexity:ngram", "--bandwidth", "ess=50"), capsys)
     assert result["summary"]["outcome"] == "nats_per_token"

@@ -90,7 +90,7 @@ def density(
       lmd3 density corpus.lmd3 queries.npy --bandwidth @bandwidth.json --shard $SLURM_ARRAY_TASK_ID/64 -o d/
     """
     from lmd3.cli._density import estimator, open_sides, parse_shard, report_density
-    from lmd3.executors import make_executor
+    from lmd3.executors import in_lines, make_executor
     from lmd3.executors.jobs import is_unfinished
     from lmd3.executors.partials import FOLDER
     from lmd3.results import DENSITY_FILES
@@ -138,6 +138,9 @@ def density(
     if table.run["zero_densities"]:
         _common.notice(f"{table.run['zero_densities']} densities are zero (-inf)")
     table.save(out)
+    if not runs.in_process:
+        for line in in_lines(table.run["work"]):
+            _common.notice(line)
     report_density(table, out)
 
 

@@ -7,6 +7,7 @@ that lie in memory only are put beside it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from lmd3.density.scan import Asked, Pair, Scan, Scanner, fold, version
 from lmd3.density.sides import describe, query_matrix
 from lmd3.errors import FormatError, ParameterError, VerificationError, WorkError
 from lmd3.executors import Executor, Function, Summary, Task, run_tasks
-from lmd3.executors.jobs import Partials, Record, files_of, gaps, in_words, owners, read_record
+from lmd3.executors.jobs import JOB, Partials, Record, files_of, gaps, in_words, owners, read_record
 from lmd3.executors.partials import canonical
 from lmd3.progress import ProgressFactory
 from lmd3.results import write_parquet
@@ -196,13 +197,19 @@ def scan_range(arguments: dict[str, Any], report: Callable[[float], None]) -> di
             computes otherwise than the job was begun.
     """
     folder = Path(arguments["folder"])
-    job = open_job(folder, arguments["threads"])
+    job = _opened(folder, (folder / JOB).stat().st_mtime_ns, arguments["threads"])
     partials = job.partials(folder, lambda line: None, (arguments["start"], arguments["end"]))
     found = {"rows": 0, "bytes": 0}
     for start, end in partials.missing():
         done = _scan_range(job, partials, start, end, report)
         found = {key: found[key] + done[key] for key in found}
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(folder: Path, written: int, threads: int | None) -> Job:
+    """The job of a folder, kept open between the tasks of a worker."""
+    return open_job(folder, threads)
 
 
 # --- taking a job up from its folder ---

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lmd3.errors import ParameterError, WorkError
-from lmd3.progress import ProgressFactory
+from lmd3.progress import ProgressFactory, duration
 
 #: The names of the executors.
 NAMES = ("local", "ray")
@@ -175,13 +175,15 @@ class Summary:
             "stragglers": self.stragglers(),
         }
 
-    def lines(self) -> list[str]:
-        """In words, a line per node."""
-        found = [
-            f"  {name}: {n.tasks} tasks, {n.rows:,} rows, {n.bytes / 1e9:.3g} GB, {n.seconds:,.1f} s"
-            for name, n in sorted(self.nodes.items())
-        ]
-        return found + [f"  straggler: {line}" for line in self.stragglers()]
+
+def in_lines(summary: dict[str, Any]) -> list[str]:
+    """What `Summary.to_dict` gives, in words: a line per node."""
+    found = [
+        f"  {name}: {node['tasks']:,} tasks, {node['rows']:,} rows, {node['bytes'] / 1e9:.3g} GB, "
+        f"{duration(node['seconds'])}"
+        for name, node in summary["nodes"].items()
+    ]
+    return found + [f"  straggler: {line}" for line in summary["stragglers"]]
 
 
 def run_tasks(
@@ -256,6 +258,7 @@ __all__ = [
     "Function",
     "Summary",
     "Task",
+    "in_lines",
     "make_executor",
     "run_tasks",
 ]

@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lmd3.errors import Lmd3Error, MissingDependencyError, ParameterError
+from lmd3.errors import Lmd3Error, MissingDependencyError, ParameterError, WorkError
 from lmd3.executors import Done, Function, Task, Watch
 
 #: How often a task is run again whose worker was lost.
 RETRIES = 10
+
+#: How often the start of a cluster on this machine is tried.
+STARTS = 3
 
 #: Object store of a cluster that is started for one job: only a few numbers go through it.
 _STORE_BYTES = 100_000_000
@@ -117,6 +120,7 @@ def _connect(ray: Any, address: str | None, threads: int | None) -> None:
 
     Raises:
         ParameterError: it can't be reached.
+        WorkError: it does not start.
     """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if level := os.environ.get("LMD3_SIMD"):
@@ -134,13 +138,21 @@ def _connect(ray: Any, address: str | None, threads: int | None) -> None:
         }
     else:
         options["address"] = address
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ParameterError(
-            f"no Ray cluster to join at {address}: {str(error).strip().splitlines()[0]}",
-            remedy="start one with `ray start --head`, or leave --address out",
-        ) from None
+    # On a busy machine the processes of a cluster may take longer to start than Ray waits for them.
+    for attempt in range(STARTS if address is None else 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if address is not None:
+                raise ParameterError(
+                    f"no Ray cluster to join at {address}: {reason}",
+                    remedy="start one with `ray start --head`, or leave --address out",
+                ) from None
+            if attempt + 1 == STARTS:
+                raise WorkError(f"Ray does not start on this machine: {reason}") from None
 
 
 def _call(module: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
