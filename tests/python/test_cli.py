@@ -69,8 +69,8 @@ def options_of(name: str) -> set[str]:
 def test_study_takes_every_option_of_its_parts() -> None:
     of_parts = options_of("encode") | options_of("density") | options_of("analyze")
     assert {"--model", "--kernel", "--cluster", "--bandwidth"} <= of_parts
-    # A plan is of one scan, not of a study.
-    assert of_parts - {"--plan"} <= options_of("study")
+    # A plan and a shard are of one scan, not of a study.
+    assert of_parts - {"--plan", "--shard"} <= options_of("study")
 
 
 def test_help_alone_and_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,13 @@ from lmd3.cli._common import (
     progress,
     read_outcomes,
 )
-from lmd3.cli._density import PrecisionOption
+from lmd3.cli._density import (
+    AddressOption,
+    ExecutorOption,
+    MemoryOption,
+    PrecisionOption,
+    parse_bytes,
+)
 from lmd3.cli._steps import Step, Steps, fingerprint
 from lmd3.errors import OtherJobError, ParameterError
 
@@ -141,6 +147,9 @@ def study(
     ] = False,
     precision: PrecisionOption = "auto",
     method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    max_memory: MemoryOption = "2GB",
     outcome_id: OutcomeIdOption = None,
     outcome_value: OutcomeValueOption = None,
     outcome: Annotated[
@@ -185,12 +194,14 @@ def study(
     from lmd3.bandwidth import DEFAULT_RULES
     from lmd3.cli.density import METHODS, PRECISIONS
     from lmd3.encoders.run import encoder_from_store
+    from lmd3.executors import make_executor
     from lmd3.executors.partials import FOLDER
     from lmd3.outcomes import choose_outcome
     from lmd3.performance.eval_logs import files_of
     from lmd3.results import DensityTable
 
     prepare_output(out, force=out.is_dir())
+    memory = parse_bytes(max_memory)
     train = _Side.of(
         corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
     )
@@ -241,9 +252,10 @@ def study(
         lmd3.encode_queries(test.texts(), train.open(), test.rows, force=True, progress=progress)
 
     def sum_kernels() -> None:
-        estimator = lmd3.KernelDensity(**estimating, threads=threads).fit(train.open())
+        estimator = lmd3.KernelDensity(**estimating, threads=threads, max_memory=memory).fit(train.open())
         asked, folder = test.open(), out / "density"
         given: dict[str, Any] = {**scanning, "folder": folder, "notice": notice, "progress": progress}
+        given["executor"] = make_executor(executor, threads=threads, address=address)
         try:
             table = estimator.density(asked, **given)
         except OtherJobError as error:
