@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod estimate;
+pub mod index;
 pub mod kernel;
 pub mod logsum;
 pub mod rows;

@@ -196,7 +196,7 @@ struct Arguments<'py> {
     memory: usize,
 }
 
-fn scaled_kernels(kernels: &[(String, f64)]) -> Result<Vec<ScaledKernel>> {
+pub(super) fn scaled_kernels(kernels: &[(String, f64)]) -> Result<Vec<ScaledKernel>> {
     kernels.iter().map(|(name, bandwidth)| ScaledKernel::new(Kernel::from_name(name)?, *bandwidth)).collect()
 }
 
@@ -293,7 +293,7 @@ impl<'py> Arguments<'py> {
 }
 
 /// The shards of a store, or the one of a matrix.
-fn views<'a>(
+pub(super) fn views<'a>(
     py: Python<'_>,
     store: Option<&'a crate::store::Store>,
     matrix: Option<&'a Matrix<'_>>,

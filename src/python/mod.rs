@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 mod convert;
 mod errors;
 mod estimate;
+mod index;
 mod parts;
 mod store;
 mod system;
@@ -15,6 +16,7 @@ mod text;
 fn _lmd3(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     estimate::register(module)?;
+    index::register(module)?;
     store::register(module)?;
     system::register(module)?;
     text::register(module)?;

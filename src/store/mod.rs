@@ -19,6 +19,7 @@ mod writer;
 pub use manifest::Manifest;
 #[cfg(unix)]
 pub use mapping::end_by_name;
+pub(crate) use shard::Column;
 pub use shard::{Place, Shard, ShardFiles};
 pub use writer::{ShardWriter, WrittenShard, checksum};
 

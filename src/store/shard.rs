@@ -65,7 +65,7 @@ pub fn map(path: &Path) -> Result<Arc<Mapped>> {
 
 /// A mapped file whose header has been parsed.
 #[derive(Debug)]
-struct ArrayFile {
+pub(crate) struct ArrayFile {
     map: Arc<Mapped>,
     header: npy::Header,
     kind: Kind,
@@ -129,7 +129,7 @@ impl ArrayFile {
 
 /// A column beside the embeddings: one 4-byte number per row.
 #[derive(Debug)]
-enum Column<T> {
+pub(crate) enum Column<T> {
     /// In the mapped file; checked to be aligned when opened.
     Mapped(ArrayFile),
     /// Copied, where the file's elements are not aligned (or the machine's byte order is not the file's).
@@ -162,7 +162,7 @@ fn words<T: Word>(bytes: &[u8]) -> Option<&[T]> {
 }
 
 impl<T: Word> Column<T> {
-    fn open(path: &Path, rows: usize) -> Result<Self> {
+    pub(crate) fn open(path: &Path, rows: usize) -> Result<Self> {
         let file = ArrayFile::open(path)?;
         if file.header.descr.as_deref() != Some(T::DESCR) {
             return Err(file.refuse(ErrorKind::Dtype, format!("its elements are not of type {}", T::DESCR)));
@@ -180,7 +180,7 @@ impl<T: Word> Column<T> {
         Ok(Self::Copied(copy))
     }
 
-    fn values(&self) -> &[T] {
+    pub(crate) fn values(&self) -> &[T] {
         match self {
             Self::Mapped(file) => {
                 words(&file.map[file.header.offset..]).expect("alignment was checked when opened")

@@ -1,0 +1,285 @@
+//! The index: rows in lists of near ones, with the exact moments of every list.
+//!
+//! It serves two ends. Nearest rows are looked for in the lists nearest to a query; and the mean of D² over a list is
+//! known exactly for any query, ‖q − m‖² + tr, which lets an estimator sample only what is left of a kernel sum.
+
+pub mod format;
+pub mod gather;
+pub mod ivf;
+pub mod kmeans;
+pub(crate) mod random;
+pub mod search;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::rows::{Dtype, ShardView};
+use crate::simd::{Level, pack_panel};
+use crate::store::{Column, Shard, ShardFiles};
+use format::{IndexManifest, read_array};
+use kmeans::Tree;
+
+/// Files up to this size are checked against their checksums whenever an index is opened.
+const CHECKED: u64 = 64 << 20;
+
+/// Whoever finds near rows: the index, or another library behind Python.
+pub trait Neighbors {
+    /// Rows and squared distances of up to k near rows of each query, nearest first.
+    ///
+    /// # Errors
+    /// Those of the provider.
+    fn query(&self, queries: &[f32], k: usize) -> Result<Vec<Vec<crate::topk::Neighbor>>>;
+}
+
+/// What is known of one list.
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    /// Position of its first row in the copy.
+    pub start: u64,
+    /// Rows.
+    pub n: u64,
+    /// Σ w.
+    pub weight: f64,
+    /// Mean of ‖x − m‖².
+    pub tr: f64,
+    /// Variance of ‖x − m‖².
+    pub s4: f64,
+    /// Mean of w² over the square of the mean of w: 1 where all weights are equal.
+    pub spread: f64,
+}
+
+/// Moments of the rows of one group in the lists where it is present.
+#[derive(Clone, Debug, Default)]
+pub struct GroupMoments {
+    /// The entries of list c are `first[c]..first[c + 1]`.
+    pub first: Vec<u32>,
+    /// Group code.
+    pub codes: Vec<u32>,
+    /// Mean row, d values each.
+    pub means: Vec<f32>,
+    /// Rows, Σ w, mean of ‖x − m‖².
+    pub moments: Vec<[f64; 3]>,
+}
+
+/// An open index.
+#[derive(Debug)]
+pub struct Index {
+    folder: PathBuf,
+    manifest: IndexManifest,
+    tree: Tree,
+    means: Vec<f32>,
+    lists: Vec<List>,
+    shard: Shard,
+    ids: Column<u32>,
+    groups: Option<GroupMoments>,
+    level: Level,
+}
+
+/// Squared distances of the queries of a panel to all list centroids and means: [list][lane].
+pub struct Ranked {
+    /// Lanes of a panel.
+    pub width: usize,
+    /// To the centroids that rows were assigned by: they order the lists.
+    pub to_centroid: Vec<f32>,
+    /// To the mean rows.
+    pub to_mean: Vec<f32>,
+    /// The list that each query's own copy would be in.
+    pub own: Vec<u32>,
+}
+
+impl Index {
+    /// Opens an index; files that are read whole are checked against their checksums.
+    ///
+    /// # Errors
+    /// `FileMissing`, `Format`, `Verification`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let manifest = IndexManifest::read(folder)?;
+        manifest.check_sizes(folder)?;
+        manifest.verify(folder, CHECKED)?;
+        Self::from_parts(folder, manifest)
+    }
+
+    /// Maps and reads the files that a manifest describes.
+    pub(crate) fn from_parts(folder: &Path, manifest: IndexManifest) -> Result<Self> {
+        let level = Level::current()?;
+        let broken = |message: &str| {
+            Error::new(ErrorKind::Format, message).file(folder).remedy("build the index again: lmd3 index STORE --force")
+        };
+        let d64 = manifest.d;
+        let d = usize::try_from(d64).map_err(|_| broken("more dimensions than fit"))?;
+        let dtype = Dtype::from_name(&manifest.dtype).ok_or_else(|| broken("an unknown element type"))?;
+        let tree = Tree::new(
+            d,
+            read_array(folder, "coarse.npy", d64)?,
+            read_array(folder, "centroids.npy", d64)?,
+            read_array(folder, "cells.npy", 1)?,
+            level,
+        )?;
+        let means: Vec<f32> = read_array(folder, "means.npy", d64)?;
+        let moments: Vec<f64> = read_array(folder, "moments.npy", ivf::MOMENTS as u64)?;
+        let count = manifest.lists as usize;
+        if tree.len() != count || means.len() != count * d || moments.len() != count * ivf::MOMENTS {
+            return Err(broken("its files disagree on the number of lists"));
+        }
+        if !tree.lists().iter().chain(tree.coarse()).chain(&means).all(|x| x.is_finite()) {
+            return Err(broken("NaN or infinity in the centroids"));
+        }
+        let place = |name: &str, present: bool| present.then(|| folder.join(name));
+        let files = ShardFiles {
+            embeddings: folder.join("rows.npy"),
+            scales: place("scales.npy", dtype == Dtype::I8),
+            groups: place("groups.npy", manifest.groups > 0),
+            weights: place("weights.npy", manifest.weighted),
+        };
+        let shard = Shard::open(&files, 0)?;
+        if (shard.len() as u64, shard.dim(), shard.dtype()) != (manifest.n, d, dtype) {
+            return Err(broken("its rows are not those that the manifest describes"));
+        }
+        let ids = Column::open(&folder.join("ids.npy"), shard.len())?;
+        let mut lists = Vec::with_capacity(count);
+        let mut next = 0;
+        for entry in moments.chunks_exact(ivf::MOMENTS) {
+            let &[start, n, weight, tr, s4, spread] = entry else { unreachable!("chunks of six") };
+            let sound = entry.iter().all(|value| value.is_finite() && *value >= 0.0);
+            if !sound || start as u64 != next || n.fract() != 0.0 {
+                return Err(broken("moments that no list has"));
+            }
+            next += n as u64;
+            lists.push(List { start: start as u64, n: n as u64, weight, tr, s4, spread });
+        }
+        if next != manifest.n {
+            return Err(broken("its lists do not hold all rows"));
+        }
+        let groups = if manifest.group_moments { Some(Self::read_groups(folder, d64, count)?) } else { None };
+        Ok(Self { folder: folder.to_path_buf(), manifest, tree, means, lists, shard, ids, groups, level })
+    }
+
+    fn read_groups(folder: &Path, d: u64, lists: usize) -> Result<GroupMoments> {
+        let pairs: Vec<u32> = read_array(folder, "group_lists.npy", 2)?;
+        let means: Vec<f32> = read_array(folder, "group_means.npy", d)?;
+        let moments: Vec<f64> = read_array(folder, "group_moments.npy", 3)?;
+        let count = pairs.len() / 2;
+        let of_list: Vec<u32> = pairs.chunks_exact(2).map(|pair| pair[0]).collect();
+        let finite = means.iter().all(|x| x.is_finite()) && moments.iter().all(|x| x.is_finite());
+        if means.len() as u64 != count as u64 * d
+            || moments.len() != 3 * count
+            || !of_list.is_sorted()
+            || of_list.last().is_some_and(|&list| list as usize >= lists)
+            || !finite
+        {
+            return Err(Error::new(ErrorKind::Format, "moments of groups that do not fit the lists")
+                .file(folder)
+                .remedy("build the index again"));
+        }
+        let first = (0..=lists).map(|list| of_list.partition_point(|&of| (of as usize) < list) as u32).collect();
+        Ok(GroupMoments {
+            first,
+            codes: pairs.chunks_exact(2).map(|pair| pair[1]).collect(),
+            means,
+            moments: moments.chunks_exact(3).map(|entry| [entry[0], entry[1], entry[2]]).collect(),
+        })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What `index.json` says.
+    pub fn manifest(&self) -> &IndexManifest {
+        &self.manifest
+    }
+
+    /// Dimensions.
+    pub fn d(&self) -> usize {
+        self.shard.dim()
+    }
+
+    /// Rows.
+    pub fn n(&self) -> u64 {
+        self.manifest.n
+    }
+
+    /// The lists, in the order of their rows.
+    pub fn lists(&self) -> &[List] {
+        &self.lists
+    }
+
+    /// The rows, list after list.
+    pub fn view(&self) -> ShardView<'_> {
+        self.shard.view()
+    }
+
+    /// Number in the store of each row of the copy.
+    pub fn ids(&self) -> &[u32] {
+        self.ids.values()
+    }
+
+    /// Mean rows of the lists, row-major.
+    pub fn means(&self) -> &[f32] {
+        &self.means
+    }
+
+    /// Moments per list and group, where the index has them.
+    pub fn groups(&self) -> Option<&GroupMoments> {
+        self.groups.as_ref()
+    }
+
+    /// The routing tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Instructions in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Queries of one panel.
+    pub fn panel_width(&self) -> usize {
+        self.level.panel_width(usize::MAX)
+    }
+
+    /// Distances of up to `panel_width` queries to all lists. A value does not depend on the other queries.
+    pub fn rank(&self, queries: &[f32], sq_norms: &[f64]) -> Ranked {
+        let (d, width, count) = (self.d(), self.panel_width(), self.lists.len());
+        let mut panel = vec![0.0; d * width];
+        pack_panel(queries, d, width, &mut panel);
+        let distances = |rows: &[f32]| {
+            let mut out = vec![0.0; count * width];
+            self.level.dots(rows, d, &panel, 0, &mut out);
+            let mut norms = vec![0.0; count];
+            self.level.sq_norms(rows, d, &mut norms);
+            for (out, &norm) in out.chunks_exact_mut(width).zip(&norms) {
+                for (out, &query) in out.iter_mut().zip(sq_norms) {
+                    *out = (f64::from(norm) + query - 2.0 * f64::from(*out)).max(0.0) as f32;
+                }
+            }
+            out
+        };
+        let mut own = vec![0; queries.len() / d];
+        self.tree.route(queries, &mut own);
+        Ranked { width, to_centroid: distances(self.tree.lists()), to_mean: distances(&self.means), own }
+    }
+
+    /// The nearest `count` lists of a query that hold rows, its own list first.
+    pub fn nearest_lists(&self, ranked: &Ranked, lane: usize, count: usize, out: &mut Vec<u32>) {
+        let key = |list: u32| {
+            let distance = ranked.to_centroid[list as usize * ranked.width + lane];
+            // Own list first, lists without rows last.
+            let class = if self.lists[list as usize].n == 0 { 2_u8 } else { u8::from(list != ranked.own[lane]) };
+            (class, distance.to_bits(), list)
+        };
+        out.clear();
+        out.extend(0..self.lists.len() as u32);
+        let count = count.min(out.len());
+        if count < out.len() {
+            out.select_nth_unstable_by_key(count, |&list| key(list));
+            out.truncate(count);
+        }
+        out.sort_unstable_by_key(|&list| key(list));
+        while out.last().is_some_and(|&list| self.lists[list as usize].n == 0) {
+            out.pop();
+        }
+    }
+}
