@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lmd3.covariates import compute_covariates
     from lmd3.density import KernelDensity
     from lmd3.encoders.run import encode, encode_queries
+    from lmd3.index import Index
     from lmd3.outcomes import read_outcomes
     from lmd3.report import write_report
     from lmd3.results import DensityTable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DensityTable",
+    "Index",
     "KernelDensity",
     "Store",
     "StoreWriter",
@@ -48,6 +50,7 @@ __all__ = [
 #: Where the public names are defined; the others are modules.
 _HOMES = {
     "DensityTable": "lmd3.results",
+    "Index": "lmd3.index",
     "KernelDensity": "lmd3.density",
     "Store": "lmd3.store",
     "StoreWriter": "lmd3.store",

@@ -235,6 +235,85 @@ def scan_parts(
     memory: int = 1073741824,
     progress: Callable[[int, int], None] | None = None,
 ) -> None: ...
+
+# --- index: rows in lists, near rows, estimates of kernel sums (src/python/index.rs) ---
+
+@final
+class Index:
+    """An open index."""
+
+    def __new__(cls, folder: str | os.PathLike[str]) -> Index: ...
+    @property
+    def manifest(self) -> str: ...
+    @property
+    def sizes(self) -> NDArray[np.uint64]: ...
+    @property
+    def ids(self) -> NDArray[np.uint32]: ...
+    @property
+    def moments(self) -> NDArray[np.float64]: ...
+    @property
+    def means(self) -> NDArray[np.float32]: ...
+    def nearest_lists(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]: ...
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        probes: int,
+        source: Store | NDArray[Any] | None = None,
+        threads: int = 0,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+    def stage(
+        self,
+        queries: NDArray[np.float32],
+        keys: NDArray[np.uint64],
+        kernels: Sequence[tuple[str, float]],
+        rows: NDArray[np.uint64],
+        *,
+        own: NDArray[np.int64] | None = None,
+        target: float = 0.01,
+        block: int = 8,
+        by_group: bool = False,
+        seed: int = 0,
+        stage: int = 1,
+        threads: int = 0,
+    ) -> dict[str, NDArray[Any]]: ...
+    def verify(self) -> None: ...
+
+def build_index(
+    source: Store | NDArray[Any],
+    folder: str | os.PathLike[str],
+    *,
+    fingerprint: str,
+    lists: int = 0,
+    dtype: str = "int8",
+    seed: int = 0,
+    groups: int = 0,
+    weights: NDArray[np.float32] | None = None,
+    threads: int = 0,
+    memory: int = 1073741824,
+    progress: Callable[[int, int], None] | None = None,
+) -> None: ...
+def draw_keys(ids: list[str]) -> NDArray[np.uint64]: ...
+def sample_rows(
+    source: Store | NDArray[Any],
+    queries: NDArray[np.float32],
+    keys: NDArray[np.uint64],
+    kernels: Sequence[tuple[str, float]],
+    rows: int,
+    *,
+    near: NDArray[np.int64] | None = None,
+    permuted: bool = False,
+    mean: NDArray[np.float64] | None = None,
+    sq_norm: float = 0.0,
+    weights: NDArray[np.float32] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+) -> dict[str, NDArray[Any]]: ...
+def neighbor_sums(
+    distances: NDArray[np.float64],
+    kernels: Sequence[tuple[str, float]],
+    weights: NDArray[np.float32] | None = None,
+) -> dict[str, NDArray[Any]]: ...
 def peak_arithmetic(threads: int, seconds: float) -> tuple[float, float | None]: ...
 def clock(seconds: float) -> float | None: ...
 def read_bandwidth(threads: int, bytes: int, seconds: float) -> float: ...

@@ -96,6 +96,10 @@ class ModelError(InputError):
     """A model that can't be loaded, or does not fit the store."""
 
 
+class StaleIndexError(InputError):
+    """An index that belongs to other rows than the store holds now."""
+
+
 class MissingDependencyError(Lmd3Error, ImportError):
     """An optional package that this feature needs is not installed."""
 

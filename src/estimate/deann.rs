@@ -3,8 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::{Guess, flags, profile};
 use super::sample::values;
+use super::{Guess, flags, profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gather::{Asked, Run, gather};
 use crate::index::random::Rng;
@@ -29,14 +29,18 @@ pub fn deann(
     profile::check(kernels)?;
     let n: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
     if m < 2 {
-        return Err(Error::new(ErrorKind::Parameter, "DEANN needs at least 2 random rows besides the neighbours"));
+        return Err(Error::new(
+            ErrorKind::Parameter,
+            "DEANN needs at least 2 random rows besides the neighbours",
+        ));
     }
     let parts: Vec<Result<Vec<Guess>>> = (0..asked.len())
         .into_par_iter()
         .map(|query| {
             let mut sorted = near[query].clone();
             sorted.sort_unstable();
-            if sorted.windows(2).any(|pair| pair[0] == pair[1]) || sorted.last().is_some_and(|&row| row >= n) {
+            if sorted.windows(2).any(|pair| pair[0] == pair[1]) || sorted.last().is_some_and(|&row| row >= n)
+            {
                 let message = format!("neighbours of query {query} are not different rows of the store");
                 return Err(Error::new(ErrorKind::Parameter, message));
             }
@@ -46,7 +50,8 @@ pub fn deann(
             // The i-th row that is no neighbour, for m different i.
             let drawn = rng.distinct(others, m).into_iter().map(|at| complement(&sorted, at));
             let rows: Vec<u64> = sorted.iter().copied().chain(drawn).collect();
-            let runs: Vec<Run> = rows.iter().map(|&start| Run { query: query as u32, start, len: 1 }).collect();
+            let runs: Vec<Run> =
+                rows.iter().map(|&start| Run { query: query as u32, start, len: 1 }).collect();
             let found = gather(views, asked, &runs);
             let (sq, weights) = values(views, &runs, &found, 0..runs.len());
             Ok(kernels.iter().map(|kernel| one(kernel, &sq, &weights, sorted.len(), others as f64)).collect())
@@ -68,7 +73,8 @@ fn complement(near: &[u64], at: u64) -> u64 {
 fn one(kernel: &ScaledKernel, sq: &[f64], weights: &[f64], near: usize, others: f64) -> Guess {
     let logs: Vec<f64> = sq.iter().map(|&sq| kernel.log_weight(sq)).collect();
     let shift = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let terms: Vec<f64> = logs.iter().zip(weights).map(|(log, weight)| weight * (log - shift).exp()).collect();
+    let terms: Vec<f64> =
+        logs.iter().zip(weights).map(|(log, weight)| weight * (log - shift).exp()).collect();
     let (exact, drawn) = terms.split_at(near);
     let m = drawn.len() as f64;
     let mean = if drawn.is_empty() { 0.0 } else { drawn.iter().sum::<f64>() / m };

@@ -103,7 +103,11 @@ pub(super) fn values(
         sq.extend(found.run(index, run.len).iter().map(|&sq| f64::from(sq)));
         for row in run.start..run.start + u64::from(run.len) {
             let view = if weighted { starts.partition_point(|&start| start <= row) - 1 } else { 0 };
-            let weight = if weighted { views[view].weights.map(|weights| weights[(row - starts[view]) as usize]) } else { None };
+            let weight = if weighted {
+                views[view].weights.map(|weights| weights[(row - starts[view]) as usize])
+            } else {
+                None
+            };
             weights.push(f64::from(weight.unwrap_or(1.0)));
         }
     }
@@ -120,7 +124,8 @@ fn one(kernel: &ScaledKernel, sq: &[f64], weights: &[f64], n: f64, known: Option
     let m = sq.len();
     let logs: Vec<f64> = sq.iter().map(|&sq| kernel.log_weight(sq)).collect();
     let shift = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut terms: Vec<f64> = logs.iter().zip(weights).map(|(log, weight)| weight * (log - shift).exp()).collect();
+    let mut terms: Vec<f64> =
+        logs.iter().zip(weights).map(|(log, weight)| weight * (log - shift).exp()).collect();
     let (sum, sum_sq) = terms.iter().fold((0.0, 0.0), |(sum, sq), k| (sum + k, sq + k * k));
     let ess = if sum_sq > 0.0 { n / m as f64 * sum * sum / sum_sq } else { 0.0 };
     if let Some(known) = known {

@@ -131,7 +131,8 @@ struct Plan {
 pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Vec<Outcome>> {
     profile::check(request.kernels)?;
     let q = asked.len();
-    let fits = request.keys.len() == q && request.rows.len() == q && request.own.is_none_or(|own| own.len() == q);
+    let fits =
+        request.keys.len() == q && request.rows.len() == q && request.own.is_none_or(|own| own.len() == q);
     if !fits || request.kernels.is_empty() || request.block == 0 {
         return Err(Error::new(ErrorKind::Shape, "keys, rows or rows to leave out are not one per query"));
     }
@@ -175,7 +176,9 @@ pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Ve
             .par_iter()
             .zip(&starts)
             .enumerate()
-            .map(|(at, (plan, &start))| Reader { index, request, found: &found, runs: &runs, first: start }.read(first + at, plan))
+            .map(|(at, (plan, &start))| {
+                Reader { index, request, found: &found, runs: &runs, first: start }.read(first + at, plan)
+            })
             .collect();
         out.extend(part);
     }
@@ -241,7 +244,8 @@ impl<'a> Planner<'a> {
         for (list, key) in self.keys.iter_mut().enumerate() {
             let distance = if list == own { 0.0 } else { ranked.to_centroid[list * ranked.width + lane] };
             // Positive floats order as their bits do; lists without rows come last.
-            let bits = if lists[list].n == 0 { u32::MAX } else { distance.to_bits() + u32::from(list != own) };
+            let bits =
+                if lists[list].n == 0 { u32::MAX } else { distance.to_bits() + u32::from(list != own) };
             *key = u64::from(bits) << 32 | list as u64;
         }
         let mut end = lists.len();
@@ -291,7 +295,8 @@ impl<'a> Planner<'a> {
         };
         let mut shifts = vec![f64::NEG_INFINITY; kernels.len()];
         for (h, kernel) in kernels.iter().enumerate() {
-            let (log_mu, residual) = (&mut self.log_mu[h * count..][..count], &mut self.residual[h * count..][..count]);
+            let (log_mu, residual) =
+                (&mut self.log_mu[h * count..][..count], &mut self.residual[h * count..][..count]);
             for list in 0..count {
                 if self.whole[list] || lists[list].n == 0 {
                     continue;
@@ -337,7 +342,11 @@ impl<'a> Planner<'a> {
         for list in 0..count {
             if self.whole[list] && lists[list].n > 0 {
                 plan.whole.push((list as u32, plan.runs.len() as u32));
-                plan.runs.push(Run { query: query as u32, start: lists[list].start, len: lists[list].n as u32 });
+                plan.runs.push(Run {
+                    query: query as u32,
+                    start: lists[list].start,
+                    len: lists[list].n as u32,
+                });
             }
         }
         for (h, &shift) in shifts.iter().enumerate() {
@@ -475,7 +484,15 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn stretch(&self, query: usize, list: usize, len: u32, share: f64, plan: &mut Plan, rng: &mut Rng) -> Stretch {
+    fn stretch(
+        &self,
+        query: usize,
+        list: usize,
+        len: u32,
+        share: f64,
+        plan: &mut Plan,
+        rng: &mut Rng,
+    ) -> Stretch {
         let entry = &self.index.lists()[list];
         let start = rng.below(entry.n);
         let run = plan.runs.len() as u32;
@@ -657,7 +674,11 @@ impl Reader<'_> {
             if !(sums.z > 0.0) {
                 bits |= flags::NOT_POSITIVE;
             }
-            let local = if sums.sampled_sq > 0.0 { sums.sampled * sums.sampled / sums.sampled_sq } else { f64::INFINITY };
+            let local = if sums.sampled_sq > 0.0 {
+                sums.sampled * sums.sampled / sums.sampled_sq
+            } else {
+                f64::INFINITY
+            };
             if plan.sampled && local < FEWEST && sums.sampled > request.target * sums.z {
                 bits |= flags::FEW_ROWS;
             }

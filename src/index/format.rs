@@ -102,10 +102,13 @@ impl IndexManifest {
         }
         if value["version"] != VERSION {
             let message = format!("an index of version {}; this program reads {VERSION}", value["version"]);
-            return Err(Error::new(ErrorKind::Format, message).file(&path).remedy("build it again: lmd3 index STORE --force"));
+            return Err(Error::new(ErrorKind::Format, message)
+                .file(&path)
+                .remedy("build it again: lmd3 index STORE --force"));
         }
-        let manifest: Self = serde_json::from_value(value)
-            .map_err(|error| Error::new(ErrorKind::Format, format!("damaged manifest: {error}")).file(&path))?;
+        let manifest: Self = serde_json::from_value(value).map_err(|error| {
+            Error::new(ErrorKind::Format, format!("damaged manifest: {error}")).file(&path)
+        })?;
         let sound = manifest.n > 0
             && manifest.d > 0
             && (1..=manifest.n).contains(&manifest.lists)
@@ -114,9 +117,14 @@ impl IndexManifest {
             && manifest.weight.is_finite()
             && manifest.weight > 0.0
             && manifest.sq_norm.is_finite()
-            && manifest.files.iter().all(|file| !file.name.contains(['/', '\\']) && !file.name.starts_with('.'));
+            && manifest
+                .files
+                .iter()
+                .all(|file| !file.name.contains(['/', '\\']) && !file.name.starts_with('.'));
         if !sound {
-            return Err(Error::new(ErrorKind::Format, "damaged manifest: numbers that no index has").file(&path));
+            return Err(
+                Error::new(ErrorKind::Format, "damaged manifest: numbers that no index has").file(&path)
+            );
         }
         Ok(manifest)
     }
@@ -128,10 +136,14 @@ impl IndexManifest {
     pub fn check_sizes(&self, folder: &Path) -> Result<()> {
         for file in &self.files {
             let path = folder.join(&file.name);
-            let found = std::fs::metadata(&path).map_err(|source| Error::io(&path, ErrorKind::Format, &source))?.len();
+            let found = std::fs::metadata(&path)
+                .map_err(|source| Error::io(&path, ErrorKind::Format, &source))?
+                .len();
             if found != file.bytes {
                 let message = format!("{found} bytes, the manifest says {}", file.bytes);
-                return Err(Error::new(ErrorKind::Format, message).file(&path).remedy("build the index again"));
+                return Err(Error::new(ErrorKind::Format, message)
+                    .file(&path)
+                    .remedy("build the index again"));
             }
         }
         Ok(())
@@ -147,7 +159,9 @@ impl IndexManifest {
             let (xxh3, _) = checksum(&path)?;
             if xxh3 != file.xxh3 {
                 let message = format!("its checksum is {xxh3}, the manifest says {}", file.xxh3);
-                return Err(Error::new(ErrorKind::Verification, message).file(&path).remedy("build the index again"));
+                return Err(Error::new(ErrorKind::Verification, message)
+                    .file(&path)
+                    .remedy("build the index again"));
             }
         }
         Ok(())
@@ -194,7 +208,9 @@ pub fn read_array<T: Number>(folder: &Path, name: &str, width: u64) -> Result<Ve
     let path = folder.join(name);
     let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, ErrorKind::Format, &source))?;
     let header = npy::parse(&bytes).map_err(|error| error.file(&path))?;
-    let refuse = |message: &str| Err(Error::new(ErrorKind::Format, message).file(&path).remedy("build the index again"));
+    let refuse = |message: &str| {
+        Err(Error::new(ErrorKind::Format, message).file(&path).remedy("build the index again"))
+    };
     let shape_fits = match header.shape.as_slice() {
         [_] => width == 1,
         [_, columns] => *columns == width,

@@ -305,7 +305,8 @@ mod tests {
                     rows.read_f32(run.start as usize + i, &mut row);
                     let query = asked.query(run.query as usize);
                     let truth: f64 = row.iter().zip(query).map(|(x, q)| f64::from(x - q).powi(2)).sum();
-                    let norms = asked.sq_norms[run.query as usize] + row.iter().map(|x| f64::from(x * x)).sum::<f64>();
+                    let norms = asked.sq_norms[run.query as usize]
+                        + row.iter().map(|x| f64::from(x * x)).sum::<f64>();
                     assert!((f64::from(sq) - truth).abs() < 2e-5 * norms, "{sq} {truth}");
                 }
             }

@@ -20,12 +20,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Index;
-use super::format::{ArrayFile, FileFacts, IndexManifest, MANIFEST, VERSION, read_array, write_array, write_atomic};
+use super::Neighbors;
+use super::format::{
+    ArrayFile, FileFacts, IndexManifest, MANIFEST, VERSION, read_array, write_array, write_atomic,
+};
 use super::gather::{Asked, Run, gather, read_row, view_starts};
 use super::kmeans::Tree;
 use super::random::{Rng, mix};
 use super::search::Searcher;
-use super::Neighbors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, ShardView};
 use crate::simd::Level;
@@ -92,7 +94,11 @@ impl Progress {
     fn at(&self, stage: u64, rows: u64) -> Result<()> {
         self.stage.store(stage, Ordering::Relaxed);
         self.rows.store(rows, Ordering::Relaxed);
-        if self.stop.load(Ordering::Relaxed) { Err(Error::new(ErrorKind::Interrupted, "stopped")) } else { Ok(()) }
+        if self.stop.load(Ordering::Relaxed) {
+            Err(Error::new(ErrorKind::Interrupted, "stopped"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -148,7 +154,12 @@ struct Build<'a> {
 ///
 /// # Errors
 /// `Parameter`, `NotFinite`, `Output`, `Interrupted`.
-pub fn build(views: &[ShardView<'_>], folder: &Path, options: &BuildOptions, progress: &Progress) -> Result<()> {
+pub fn build(
+    views: &[ShardView<'_>],
+    folder: &Path,
+    options: &BuildOptions,
+    progress: &Progress,
+) -> Result<()> {
     let n: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
     let d = views.first().map_or(0, |view| view.rows.dim());
     if n == 0 || d == 0 {
@@ -189,7 +200,8 @@ pub fn build(views: &[ShardView<'_>], folder: &Path, options: &BuildOptions, pro
         .filter(|state| state.plan.as_ref() == Some(&plan));
     if state.is_none() {
         // Leftovers of another build.
-        let entries = std::fs::read_dir(&partial).map_err(|source| Error::io(&partial, ErrorKind::Output, &source))?;
+        let entries =
+            std::fs::read_dir(&partial).map_err(|source| Error::io(&partial, ErrorKind::Output, &source))?;
         for entry in entries.flatten() {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -276,7 +288,13 @@ impl Build<'_> {
     fn tree(&self) -> Result<Tree> {
         let d = self.d as u64;
         let read = |name| read_array(&self.folder, name, d);
-        Tree::new(self.d, read("coarse.npy")?, read("centroids.npy")?, read_array(&self.folder, "cells.npy", 1)?, self.level)
+        Tree::new(
+            self.d,
+            read("coarse.npy")?,
+            read("centroids.npy")?,
+            read_array(&self.folder, "cells.npy", 1)?,
+            self.level,
+        )
     }
 
     /// Rows of the store in single precision, checked to be finite.
@@ -305,7 +323,8 @@ impl Build<'_> {
     fn assign(&self, tree: &Tree) -> Result<()> {
         let path = self.folder.join("lists.bin");
         let io = |source: std::io::Error| Error::io(&path, ErrorKind::Output, &source);
-        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
+        let mut file =
+            File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
         let mut done = file.metadata().map_err(io)?.len() / 4 / STEP * STEP;
         file.set_len(4 * done).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
@@ -340,9 +359,14 @@ impl Build<'_> {
     fn read_lists(&self) -> Result<Vec<u32>> {
         let path = self.folder.join("lists.bin");
         let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, ErrorKind::Output, &source))?;
-        let lists: Vec<u32> = bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
+        let lists: Vec<u32> = bytes
+            .chunks_exact(4)
+            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+            .collect();
         if lists.len() as u64 != self.n {
-            return Err(Error::new(ErrorKind::Format, "the lists of the unfinished build are damaged").file(&path).remedy("remove the .partial folder"));
+            return Err(Error::new(ErrorKind::Format, "the lists of the unfinished build are damaged")
+                .file(&path)
+                .remedy("remove the .partial folder"));
         }
         Ok(lists)
     }
@@ -357,11 +381,13 @@ impl Build<'_> {
         let wanted = self.state.plan.as_ref().map_or(1, |plan| plan.lists);
         let typical = self.n as f64 / wanted as f64;
         let limit = (LARGEST * typical).max(16.0);
-        let wide: Vec<u32> = (0..counts.len() as u32).filter(|&list| counts[list as usize] as f64 > limit).collect();
+        let wide: Vec<u32> =
+            (0..counts.len() as u32).filter(|&list| counts[list as usize] as f64 > limit).collect();
         if wide.is_empty() {
             return Ok(None);
         }
-        let mut members: std::collections::BTreeMap<u32, Vec<u64>> = wide.iter().map(|&list| (list, Vec::new())).collect();
+        let mut members: std::collections::BTreeMap<u32, Vec<u64>> =
+            wide.iter().map(|&list| (list, Vec::new())).collect();
         let most = (self.options.memory / 8 / (4 * self.d) / wide.len()).clamp(64, 4096) as u64;
         for (row, list) in of_row.iter().enumerate() {
             if let Some(members) = members.get_mut(list) {
@@ -458,7 +484,9 @@ impl Build<'_> {
                 buffer.extend_from_slice(&scale.to_le_bytes());
                 buffer.extend_from_slice(&converted.bytes);
                 if buffer.len() >= room {
-                    files[bucket].write_all(buffer).map_err(|source| failed(&self.bucket_path(bucket), source))?;
+                    files[bucket]
+                        .write_all(buffer)
+                        .map_err(|source| failed(&self.bucket_path(bucket), source))?;
                     buffer.clear();
                 }
             }
@@ -493,7 +521,8 @@ impl Build<'_> {
         let mut weights = column("weights.npy", "<f4", plan.weighted)?;
         let finished = self.state.lists as u64;
         let mut means = ArrayFile::open(place("means.npy"), "<f4", &[lists, d], finished, 4 * self.d)?;
-        let mut moments = ArrayFile::open(place("moments.npy"), "<f8", &[lists, MOMENTS as u64], finished, 8 * MOMENTS)?;
+        let mut moments =
+            ArrayFile::open(place("moments.npy"), "<f8", &[lists, MOMENTS as u64], finished, 8 * MOMENTS)?;
         let with_groups = plan.groups > 1 && plan.groups <= MOST_GROUPS;
         let group_files = |pairs: u64| -> Result<[ArrayFile; 3]> {
             Ok([
@@ -519,7 +548,9 @@ impl Build<'_> {
                     .file(&path)
                     .remedy("remove the .partial folder and build again"));
             }
-            let word = |record: &[u8], at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+            let word = |record: &[u8], at: usize| {
+                u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+            };
             let mut order: Vec<(u32, u64, u32)> = bytes
                 .chunks_exact(record)
                 .enumerate()
@@ -541,10 +572,8 @@ impl Build<'_> {
                 }
                 spans
             };
-            let facts: Vec<Facts> = spans
-                .par_iter()
-                .map(|(_, _, members)| self.moments(&bytes, members, with_groups))
-                .collect();
+            let facts: Vec<Facts> =
+                spans.par_iter().map(|(_, _, members)| self.moments(&bytes, members, with_groups)).collect();
             for &(_, _, at) in &order {
                 rows.write(&bytes[at as usize * record + RECORD..(at as usize + 1) * record])?;
             }
@@ -594,7 +623,9 @@ impl Build<'_> {
     /// Mean row and moments of a list's rows, as its records hold them.
     fn moments(&self, bytes: &[u8], members: &[(u32, u64, u32)], with_groups: bool) -> Facts {
         let (d, record) = (self.d, self.record());
-        let number = |record: &[u8], at: usize| f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
+        let number = |record: &[u8], at: usize| {
+            f32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]])
+        };
         let mut row = vec![0.0_f32; d];
         let decode = |at: u32, row: &mut Vec<f32>| -> (f64, u32) {
             let entry = &bytes[at as usize * record..][..record];
@@ -630,10 +661,14 @@ impl Build<'_> {
             }
         }
         let mean_of = |sum: &Sum| -> Vec<f32> {
-            sum.row.iter().map(|total| if sum.weight > 0.0 { (total / sum.weight) as f32 } else { 0.0 }).collect()
+            sum.row
+                .iter()
+                .map(|total| if sum.weight > 0.0 { (total / sum.weight) as f32 } else { 0.0 })
+                .collect()
         };
         let mean = mean_of(&all);
-        let group_means: std::collections::BTreeMap<u32, Vec<f32>> = groups.iter().map(|(&code, sum)| (code, mean_of(sum))).collect();
+        let group_means: std::collections::BTreeMap<u32, Vec<f32>> =
+            groups.iter().map(|(&code, sum)| (code, mean_of(sum))).collect();
         let sq = |row: &[f32], mean: &[f32]| -> f64 {
             row.iter().zip(mean).map(|(x, m)| (f64::from(*x) - f64::from(*m)).powi(2)).sum()
         };
@@ -657,7 +692,9 @@ impl Build<'_> {
         let groups = groups
             .into_iter()
             .zip(group_means.into_values())
-            .map(|((code, sum), mean)| (code, mean, [sum.n, sum.weight, if sum.weight > 0.0 { sum.sq / sum.weight } else { 0.0 }]))
+            .map(|((code, sum), mean)| {
+                (code, mean, [sum.n, sum.weight, if sum.weight > 0.0 { sum.sq / sum.weight } else { 0.0 }])
+            })
             .collect();
         Facts { mean, moments: [all.weight, tr, per(second), spread], sq_norm, groups }
     }
@@ -668,7 +705,8 @@ impl Build<'_> {
         if !(self.state.weight > 0.0) {
             return Err(Error::new(ErrorKind::Parameter, "all rows have the weight 0"));
         }
-        let with_groups = plan.groups > 1 && plan.groups <= MOST_GROUPS
+        let with_groups = plan.groups > 1
+            && plan.groups <= MOST_GROUPS
             && self.state.pairs as usize * self.d * 4 <= GROUP_BYTES;
         let mut manifest = IndexManifest {
             format: "lmd3-index".into(),
@@ -699,7 +737,15 @@ impl Build<'_> {
         manifest.kappa = kappa(&index, &queries)?;
         (manifest.probes, manifest.recall) = probes(&index, &queries)?;
         drop(index);
-        let mut names = vec!["coarse.npy", "centroids.npy", "cells.npy", "rows.npy", "ids.npy", "means.npy", "moments.npy"];
+        let mut names = vec![
+            "coarse.npy",
+            "centroids.npy",
+            "cells.npy",
+            "rows.npy",
+            "ids.npy",
+            "means.npy",
+            "moments.npy",
+        ];
         names.extend((self.options.dtype == Dtype::I8).then_some("scales.npy"));
         names.extend((plan.groups > 0).then_some("groups.npy"));
         names.extend(plan.weighted.then_some("weights.npy"));
@@ -713,7 +759,8 @@ impl Build<'_> {
         manifest.seconds = started.elapsed().as_secs_f64();
         let text = serde_json::to_vec_pretty(&manifest).expect("numbers and strings");
         write_atomic(&self.folder.join(MANIFEST), &text)?;
-        let entries = std::fs::read_dir(&self.folder).map_err(|source| Error::io(&self.folder, ErrorKind::Output, &source))?;
+        let entries = std::fs::read_dir(&self.folder)
+            .map_err(|source| Error::io(&self.folder, ErrorKind::Output, &source))?;
         for entry in entries.flatten() {
             let name = entry.file_name();
             if name != MANIFEST && !names.iter().any(|kept| name == *kept) {
@@ -841,7 +888,10 @@ fn kappa(index: &Index, queries: &[f32]) -> Result<Vec<f64>> {
         }
     }
     // A bin without lists (there are few) takes its neighbour's.
-    let mut table: Vec<f64> = sums.iter().map(|&(sum, count)| if count > 0.0 { (sum / count).max(0.0) } else { f64::NAN }).collect();
+    let mut table: Vec<f64> = sums
+        .iter()
+        .map(|&(sum, count)| if count > 0.0 { (sum / count).max(0.0) } else { f64::NAN })
+        .collect();
     for bin in (0..table.len() - 1).rev() {
         if table[bin].is_nan() {
             table[bin] = table[bin + 1];
@@ -868,7 +918,8 @@ fn probes(index: &Index, queries: &[f32]) -> Result<(u64, f64)> {
         for (found, truth) in found.iter().zip(&truth) {
             let truth = &truth[1.min(truth.len())..];
             all += truth.len();
-            hits += truth.iter().filter(|neighbor| found.iter().any(|other| other.row == neighbor.row)).count();
+            hits +=
+                truth.iter().filter(|neighbor| found.iter().any(|other| other.row == neighbor.row)).count();
         }
         if all == 0 { 1.0 } else { hits as f64 / all as f64 }
     };

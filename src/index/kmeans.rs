@@ -150,7 +150,9 @@ impl Tree {
         });
         let mut visits: Vec<(u32, u32)> = Vec::with_capacity(n * PROBES);
         for (row, kept) in nearest.iter().enumerate() {
-            visits.extend(kept.iter().filter(|(_, cell)| *cell != u32::MAX).map(|&(_, cell)| (cell, row as u32)));
+            visits.extend(
+                kept.iter().filter(|(_, cell)| *cell != u32::MAX).map(|&(_, cell)| (cell, row as u32)),
+            );
         }
         visits.sort_unstable();
         let mut best = vec![(f32::INFINITY, u32::MAX); n];
@@ -189,7 +191,14 @@ impl Tree {
     pub fn split(&self, wide: &[(u32, Vec<f32>, usize)], seed: u64) -> Result<Self> {
         let mut parts: std::collections::BTreeMap<u32, Vec<f32>> = std::collections::BTreeMap::new();
         for (list, members, count) in wide {
-            let found = lloyd(members, self.d, *count, CELL_PASSES, &mut Rng::new(&[seed, u64::from(*list)]), self.level);
+            let found = lloyd(
+                members,
+                self.d,
+                *count,
+                CELL_PASSES,
+                &mut Rng::new(&[seed, u64::from(*list)]),
+                self.level,
+            );
             if found.len() > self.d {
                 parts.insert(*list, found);
             }
@@ -326,7 +335,10 @@ fn lloyd(rows: &[f32], d: usize, k: usize, passes: usize, rng: &mut Rng, level: 
         for (centroid, &count) in counts.iter().enumerate() {
             let place = &mut centroids[centroid * d..][..d];
             if count > 0 {
-                place.iter_mut().zip(&sums[centroid * d..][..d]).for_each(|(to, sum)| *to = (sum / count as f64) as f32);
+                place
+                    .iter_mut()
+                    .zip(&sums[centroid * d..][..d])
+                    .for_each(|(to, sum)| *to = (sum / count as f64) as f32);
             } else if !last {
                 let row = rng.below(n as u64) as usize;
                 place.copy_from_slice(&rows[row * d..(row + 1) * d]);

@@ -103,7 +103,9 @@ impl Index {
     pub(crate) fn from_parts(folder: &Path, manifest: IndexManifest) -> Result<Self> {
         let level = Level::current()?;
         let broken = |message: &str| {
-            Error::new(ErrorKind::Format, message).file(folder).remedy("build the index again: lmd3 index STORE --force")
+            Error::new(ErrorKind::Format, message)
+                .file(folder)
+                .remedy("build the index again: lmd3 index STORE --force")
         };
         let d64 = manifest.d;
         let d = usize::try_from(d64).map_err(|_| broken("more dimensions than fit"))?;
@@ -171,7 +173,8 @@ impl Index {
                 .file(folder)
                 .remedy("build the index again"));
         }
-        let first = (0..=lists).map(|list| of_list.partition_point(|&of| (of as usize) < list) as u32).collect();
+        let first =
+            (0..=lists).map(|list| of_list.partition_point(|&of| (of as usize) < list) as u32).collect();
         Ok(GroupMoments {
             first,
             codes: pairs.chunks_exact(2).map(|pair| pair[1]).collect(),
@@ -267,7 +270,8 @@ impl Index {
         let key = |list: u32| {
             let distance = ranked.to_centroid[list as usize * ranked.width + lane];
             // Own list first, lists without rows last.
-            let class = if self.lists[list as usize].n == 0 { 2_u8 } else { u8::from(list != ranked.own[lane]) };
+            let class =
+                if self.lists[list as usize].n == 0 { 2_u8 } else { u8::from(list != ranked.own[lane]) };
             (class, distance.to_bits(), list)
         };
         out.clear();

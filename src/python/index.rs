@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{
+    IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    PyUntypedArrayMethods,
+};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
@@ -52,8 +55,9 @@ fn build_index(
     let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
     let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
     let views = views(py, store.as_deref(), matrix.as_ref(), weights.as_ref())?;
-    let dtype = Dtype::from_name(dtype)
-        .ok_or_else(|| raise(Error::new(ErrorKind::Dtype, format!("elements of type {dtype:?} are not known"))))?;
+    let dtype = Dtype::from_name(dtype).ok_or_else(|| {
+        raise(Error::new(ErrorKind::Dtype, format!("elements of type {dtype:?} are not known")))
+    })?;
     let options = BuildOptions { fingerprint, lists, dtype, seed, groups, threads, memory };
     let state = Progress::default();
     let mut failure = None;
@@ -79,7 +83,9 @@ fn build_index(
                     failure = Some(error);
                 }
             }
-            worker.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the build of the index panicked")))
+            worker
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the build of the index panicked")))
         })
     });
     match failure {
@@ -197,7 +203,8 @@ impl PyIndex {
     ) -> PyResult<(Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f64>>)> {
         check_width(py, &self.inner, &queries)?;
         let values = queries.as_slice()?;
-        let store = source.and_then(|source| source.cast::<Store>().ok().map(|store| store.get().inner().clone()));
+        let store =
+            source.and_then(|source| source.cast::<Store>().ok().map(|store| store.get().inner().clone()));
         let matrix = match source {
             Some(source) if store.is_none() => Some(Matrix::borrow(source)?),
             _ => None,
@@ -208,7 +215,8 @@ impl PyIndex {
             let message = format!("the index is of {} rows, the store has {rows}", self.inner.n());
             return Err(to_python(py, &Error::new(ErrorKind::Shape, message)));
         }
-        let searcher = Searcher { index: &self.inner, source: source.is_some().then_some(&views[..]), probes };
+        let searcher =
+            Searcher { index: &self.inner, source: source.is_some().then_some(&views[..]), probes };
         let found = on_pool(py, threads, || searcher.query(values, k))?;
         let n = found.len();
         let (mut rows, mut distances) = (vec![-1_i64; n * k], vec![f64::NAN; n * k]);
@@ -245,7 +253,9 @@ impl PyIndex {
         check_width(py, &self.inner, &queries)?;
         let kernels = scaled_kernels(&kernels).map_err(|error| to_python(py, &error))?;
         let own: Option<Vec<u32>> = match own {
-            Some(own) => Some(own.as_slice()?.iter().map(|&row| u32::try_from(row).unwrap_or(NO_ROW)).collect()),
+            Some(own) => {
+                Some(own.as_slice()?.iter().map(|&row| u32::try_from(row).unwrap_or(NO_ROW)).collect())
+            }
             None => None,
         };
         let request = Stage {
@@ -270,12 +280,19 @@ impl PyIndex {
         let totals: Vec<Guess> = outcomes.iter().flat_map(|outcome| outcome.total.iter().copied()).collect();
         guesses(&out, "", &totals, &[n, kernels.len()])?;
         if by_group {
-            let found: Vec<Guess> = outcomes.iter().flat_map(|outcome| outcome.groups.iter().copied()).collect();
+            let found: Vec<Guess> =
+                outcomes.iter().flat_map(|outcome| outcome.groups.iter().copied()).collect();
             let groups = self.inner.manifest().groups as usize;
             guesses(&out, "group_", &found, &[n, groups, kernels.len()])?;
         }
-        out.set_item("rows", outcomes.iter().map(|outcome| outcome.rows).collect::<Vec<_>>().into_pyarray(py))?;
-        out.set_item("draws", outcomes.iter().map(|outcome| outcome.draws).collect::<Vec<_>>().into_pyarray(py))?;
+        out.set_item(
+            "rows",
+            outcomes.iter().map(|outcome| outcome.rows).collect::<Vec<_>>().into_pyarray(py),
+        )?;
+        out.set_item(
+            "draws",
+            outcomes.iter().map(|outcome| outcome.draws).collect::<Vec<_>>().into_pyarray(py),
+        )?;
         let excluded: Vec<f64> = outcomes.iter().map(|outcome| outcome.excluded).collect();
         out.set_item("excluded", excluded.into_pyarray(py))?;
         Ok(out)
@@ -356,7 +373,10 @@ fn sample_rows<'py>(
         || near.as_ref().is_some_and(|near| near.len() != n)
         || moments.as_ref().is_some_and(|moments| moments.mean.len() != d)
     {
-        return Err(raise(Error::new(ErrorKind::Shape, "queries, keys, neighbours or moments do not fit each other")));
+        return Err(raise(Error::new(
+            ErrorKind::Shape,
+            "queries, keys, neighbours or moments do not fit each other",
+        )));
     }
     let values = queries.as_slice()?;
     let found = on_pool(py, threads, || {
@@ -403,7 +423,11 @@ fn neighbor_sums<'py>(
 }
 
 /// Refuses queries of other dimensions.
-pub(super) fn check_width(py: Python<'_>, index: &Index, queries: &PyReadonlyArray2<'_, f32>) -> PyResult<()> {
+pub(super) fn check_width(
+    py: Python<'_>,
+    index: &Index,
+    queries: &PyReadonlyArray2<'_, f32>,
+) -> PyResult<()> {
     let found = queries.shape()[1];
     if found == index.d() {
         return Ok(());

@@ -35,6 +35,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "convert",
+    "index",
     "leak",
     "pretrain",
     "subsets",
