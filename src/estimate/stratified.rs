@@ -339,14 +339,10 @@ impl<'a> Planner<'a> {
             let mut rng = Rng::new(&[request.seed, request.keys[query], request.stage, 22]);
             self.draw(query, &mut plan, &mut rng);
         }
-        for list in 0..count {
-            if self.whole[list] && lists[list].n > 0 {
+        for (list, entry) in lists.iter().enumerate() {
+            if self.whole[list] && entry.n > 0 {
                 plan.whole.push((list as u32, plan.runs.len() as u32));
-                plan.runs.push(Run {
-                    query: query as u32,
-                    start: lists[list].start,
-                    len: lists[list].n as u32,
-                });
+                plan.runs.push(Run { query: query as u32, start: entry.start, len: entry.n as u32 });
             }
         }
         for (h, &shift) in shifts.iter().enumerate() {
@@ -671,7 +667,7 @@ impl Reader<'_> {
             if !met {
                 bits |= flags::OWN_ROW;
             }
-            if !(sums.z > 0.0) {
+            if sums.z.is_nan() || sums.z <= 0.0 {
                 bits |= flags::NOT_POSITIVE;
             }
             let local = if sums.sampled_sq > 0.0 {
@@ -692,7 +688,7 @@ impl Reader<'_> {
             for (code, group) in by_group.iter().enumerate() {
                 let few = drawn_groups[code] > 0 && in_groups[code] + drawn_groups[code] < GROUP_DRAWS;
                 let mut bits = if few { flags::FEW_DRAWS } else { 0 };
-                if !(group.z > 0.0) {
+                if group.z.is_nan() || group.z <= 0.0 {
                     bits |= flags::NOT_POSITIVE;
                 }
                 let share = if sums.sampled > 0.0 { (group.z / sums.z).clamp(0.0, 1.0) } else { 0.0 };

@@ -208,10 +208,6 @@ pub fn build(
     }
     let state = state.unwrap_or(State { plan: Some(plan), ..State::default() });
     progress.continued.store(state.spread + state.rows, Ordering::Relaxed);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads)
-        .build()
-        .map_err(|error| Error::new(ErrorKind::Parameter, format!("can't start threads: {error}")))?;
     let mut build = Build {
         views,
         starts: view_starts(views),
@@ -223,7 +219,7 @@ pub fn build(
         level: Level::current()?,
         progress,
     };
-    pool.install(|| build.run())?;
+    super::on_threads(options.threads, || build.run())?;
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(|source| Error::io(folder, ErrorKind::Output, &source))?;
     }
@@ -561,17 +557,14 @@ impl Build<'_> {
                 .collect();
             order.par_sort_unstable();
             let mut start = self.state.rows;
-            let spans: Vec<(usize, u64, &[(u32, u64, u32)])> = {
-                let mut rest = &order[..];
-                let mut spans = Vec::new();
-                for list in first..end {
-                    let (mine, after) = rest.split_at(counts[list] as usize);
-                    spans.push((list, start, mine));
-                    start += counts[list];
-                    rest = after;
-                }
-                spans
-            };
+            let mut spans: Vec<Span> = Vec::with_capacity(end - first);
+            let mut rest = &order[..];
+            for (list, &count) in counts.iter().enumerate().take(end).skip(first) {
+                let (mine, after) = rest.split_at(count as usize);
+                spans.push((list, start, mine));
+                start += count;
+                rest = after;
+            }
             let facts: Vec<Facts> =
                 spans.par_iter().map(|(_, _, members)| self.moments(&bytes, members, with_groups)).collect();
             for &(_, _, at) in &order {
@@ -702,7 +695,7 @@ impl Build<'_> {
     fn finish(&mut self, tree: &Tree, started: Instant) -> Result<()> {
         self.progress.at(4, 0)?;
         let plan = self.state.plan.clone().expect("a build has a plan");
-        if !(self.state.weight > 0.0) {
+        if self.state.weight.is_nan() || self.state.weight <= 0.0 {
             return Err(Error::new(ErrorKind::Parameter, "all rows have the weight 0"));
         }
         let with_groups = plan.groups > 1
@@ -770,6 +763,9 @@ impl Build<'_> {
         Ok(())
     }
 }
+
+/// A list, its first row, and its members as (list, random key, record).
+type Span<'a> = (usize, u64, &'a [(u32, u64, u32)]);
 
 struct Facts {
     mean: Vec<f32>,

@@ -10,6 +10,7 @@ pub mod kmeans;
 pub(crate) mod random;
 pub mod search;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +22,19 @@ use kmeans::Tree;
 
 /// Files up to this size are checked against their checksums whenever an index is opened.
 const CHECKED: u64 = 64 << 20;
+
+/// Runs work on a pool of so many threads (0: all); a panic in it becomes an error.
+///
+/// # Errors
+/// Those of the work, `Parameter` where threads can't be started, `Internal` for a panic.
+pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Parameter, format!("can't start threads: {error}")))?;
+    catch_unwind(AssertUnwindSafe(|| pool.install(work)))
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a worker panicked")))
+}
 
 /// Whoever finds near rows: the index, or another library behind Python.
 pub trait Neighbors {

@@ -70,11 +70,12 @@ impl Neighbors for Searcher<'_> {
                     let query = asked.query(first + at);
                     // More than wanted, since the copy may be rounded.
                     let mut nearest = TopK::new(k + k.max(10));
-                    for run in if at == 0 { 0 } else { ends[at - 1] }..ends[at] {
-                        for (i, &sq) in found.run(run, runs[run].len).iter().enumerate() {
+                    let before = if at == 0 { 0 } else { ends[at - 1] };
+                    for (number, run) in runs.iter().enumerate().take(ends[at]).skip(before) {
+                        for (i, &sq) in found.run(number, run.len).iter().enumerate() {
                             let sq = f64::from(sq);
                             if sq <= nearest.bound() {
-                                nearest.push(Neighbor { sq_distance: sq, row: runs[run].start + i as u64 });
+                                nearest.push(Neighbor { sq_distance: sq, row: run.start + i as u64 });
                             }
                         }
                     }

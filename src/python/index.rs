@@ -106,14 +106,7 @@ pub(super) fn on_pool<T: Send>(
     threads: usize,
     work: impl FnOnce() -> crate::error::Result<T> + Send,
 ) -> PyResult<T> {
-    let run = || {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Parameter, format!("can't start threads: {error}")))?;
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.install(work)))
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "a worker panicked")))
-    };
+    let run = || crate::index::on_threads(threads, work);
     py.detach(run).map_err(|error| to_python(py, &error))
 }
 
@@ -308,7 +301,8 @@ impl PyIndex {
 /// Puts estimates into a dict: `log_sum`, `variance` (of the log), `df`, `ess`, float64, and `flags`, uint32.
 fn guesses(out: &Bound<'_, PyDict>, prefix: &str, found: &[Guess], shape: &[usize]) -> PyResult<()> {
     let py = out.py();
-    let columns: [(&str, fn(&Guess) -> f64); 4] = [
+    type Column = (&'static str, fn(&Guess) -> f64);
+    let columns: [Column; 4] = [
         ("log_sum", |guess| guess.log_sum),
         ("variance", |guess| guess.variance),
         ("df", |guess| guess.df),
