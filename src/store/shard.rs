@@ -137,7 +137,7 @@ pub(crate) enum Column<T> {
 }
 
 /// Numbers of four bytes for which every bit pattern is valid.
-trait Word: bytemuck::Pod {
+pub(crate) trait Word: bytemuck::Pod {
     const DESCR: &'static str;
     fn from_le(bytes: [u8; 4]) -> Self;
 }
