@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     manners = _common.manners
     asked = _common.Manners.of(arguments)
     manners.json, manners.quiet, manners.debug = asked.json, asked.quiet, asked.debug
+    manners.arguments = asked.arguments
     try:
         status = app(arguments, prog_name="lmd3", standalone_mode=False)
         sys.stdout.flush()

@@ -94,16 +94,18 @@ class Manners:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    arguments: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, arguments: Iterable[str]) -> Manners:
         """The manners that a list of arguments asks for."""
+        given = tuple(arguments)
         flags = set()
-        for argument in arguments:
+        for argument in given:
             if argument == "--":
                 break
             flags.add(argument)
-        return cls("--json" in flags, "--quiet" in flags, "--debug" in flags)
+        return cls("--json" in flags, "--quiet" in flags, "--debug" in flags, given)
 
 
 #: Those of the current run; set by `lmd3.cli.main`.

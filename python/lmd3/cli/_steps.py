@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmd3.cli._common import notice
+from lmd3.cli._common import manners, notice
 from lmd3.errors import FormatError, InputError, OutputError
 
 #: The file that says which steps are done, and with which settings.
@@ -113,7 +113,10 @@ class Steps:
         self._record[step.name] = {"settings": _plain(step.settings), "done": done}
         path = self.folder / RECORD
         temporary = path.with_suffix(".tmp")
-        text = json.dumps({"format": _FORMAT, "steps": self._record}, indent=1, ensure_ascii=False)
+        record: dict[str, Any] = {"format": _FORMAT}
+        if manners.arguments:
+            record["arguments"] = list(manners.arguments)
+        text = json.dumps(record | {"steps": self._record}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.replace(path)
 

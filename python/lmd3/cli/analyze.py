@@ -100,5 +100,6 @@ def analyze(
         id=id,
         files={"outcomes": str(outcomes)},
     )
+    study.run["arguments"] = list(_common.manners.arguments)
     study.save(folder)
     _common.emit({**study.facts, "out": str(folder)}, text=f"{study.summary()}\n\nWritten to {folder}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +10,23 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lmd3 import tables
 from lmd3.analysis import words
-from lmd3.errors import FileMissingError, FormatError, OutputError, ParameterError
-from lmd3.report import figures
-from lmd3.report import texts as _texts
+from lmd3.errors import OutputError, ParameterError
+from lmd3.report import commands, figures, latex, queries
+from lmd3.report.files import StudyFiles
 
 if TYPE_CHECKING:
     from lmd3.analysis import Study
 
-#: Queries shown at each end of the predictor, and nearest training texts of each.
-SHOWN, NEAREST = 5, 3
+#: Queries printed in full at each end of the predictor.
+SHOWN = 3
 
 _MODELS = {
     "headline": "headline model",
+    "headline_sandwich": "… with sandwich errors",
+    "headline_cr2": "… with CR2 errors",
+    "headline_hc": "… with errors of single queries",
+    "headline_linear": "… as a linear probability",
     "headline_pooled": "without group effects",
     "headline_within": "with group effects",
     "alone": "without any control",
@@ -33,62 +34,19 @@ _MODELS = {
     "with_typicality": "with typicality",
     "with_max_cosine": "with max cosine",
     "naive": "headline, model-based errors",
+    "mixed": "mixed model, random intercepts",
+    "mixed_slopes": "mixed model, random slopes",
+    "conditional_logit": "conditional logit",
+    "gee": "GEE",
+    "gam": "GAM, linear part",
 }
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a page is made of."""
-
-    facts: dict[str, Any]
-    coefficients: pd.DataFrame
-    ladder: pd.DataFrame
-    points: pd.DataFrame
-    bins: pd.DataFrame
-    neighbors: pd.DataFrame | None
-    run: dict[str, Any]
-    folder: Path | None
-
-    @classmethod
-    def of(cls, study: Study | str | Path) -> _Parts:
-        if isinstance(study, (str, Path)):
-            return cls.read(Path(study))
-        # Through JSON, so that a page from memory and one from files are the same.
-        facts, run = (json.loads(json.dumps(_plain(x))) for x in (study.facts, study.run))
-        return cls(
-            facts, study.coefficients, study.ladder, study.points, study.bins, study.neighbors, run, None
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> _Parts:
-        if not (folder / "summary.json").is_file() and (folder / "analysis" / "summary.json").is_file():
-            folder = folder / "analysis"
-        if not (folder / "summary.json").is_file():
-            raise FileMissingError(
-                "no summary.json in this folder", file=str(folder), remedy="make one with `lmd3 analyze`"
-            )
-        frames = [
-            tables.read_table(folder / f"{name}.parquet")
-            for name in ("coefficients", "ladder", "points", "bins")
-        ]
-        near = folder / "neighbors.parquet"
-        neighbors = tables.read_table(near) if near.is_file() else None
-        jsons = []
-        for name in ("summary.json", "run.json"):
-            try:
-                jsons.append(json.loads((folder / name).read_text(encoding="utf-8")))
-            except FileNotFoundError:
-                raise FileMissingError("no such file", file=str(folder / name)) from None
-            except ValueError as error:
-                raise FormatError(f"not valid JSON: {error}", file=str(folder / name)) from None
-        coefficients, ladder, points, bins = frames
-        return cls(jsons[0], coefficients, ladder, points, bins, neighbors, jsons[1], folder)
-
-
-def _plain(value: Any) -> Any:
-    from lmd3.analysis.study import plain
-
-    return plain(value)
+#: Blocks of the ladder of another kind than a figure's caption can say.
+_LEFT_OUT = {"rows": "drawn by chance", "clusters": "whole clusters", "groups": "whole groups"}
+_SHUFFLED = {
+    "whole sample": "over the whole sample",
+    "groups": "inside groups",
+    "clusters": "inside clusters",
+}
 
 
 def write_report(
@@ -104,7 +62,8 @@ def write_report(
 
     Args:
         study: a `Study`, or the folder of one (also that of a whole `lmd3 study`).
-        *places: the path of the page; before it, if you like, the study's density table.
+        *places: the path of the page; before it, if you like, the study's density table, whose neighbours
+            stand beside every query.
         corpus: where the training texts are, if not in the store that the density run names: a store's
             folder or a file of texts.
         queries: the same for the texts of the queries.
@@ -121,8 +80,17 @@ def write_report(
     """
     if not 1 <= len(places) <= 2:
         raise ParameterError("write_report takes a study, perhaps its density table, and a path")
-    out = Path(places[-1])
-    page = render(study, corpus=corpus, queries=queries, text=text, id=id, show_texts=show_texts)
+    density = places[0] if len(places) == 2 else None
+    page = render(study, density, corpus=corpus, queries=queries, text=text, id=id, show_texts=show_texts)
+    return write_page(Path(places[-1]), page)
+
+
+def write_page(out: Path, page: str) -> Path:
+    """Writes a file whole or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
     temporary = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +104,7 @@ def write_report(
 
 def render(
     study: Study | str | Path,
+    density: Any = None,
     *,
     corpus: str | Path | None = None,
     queries: str | Path | None = None,
@@ -144,60 +113,138 @@ def render(
     show_texts: bool = True,
 ) -> str:
     """The page as a string; arguments as of `write_report`."""
+    parts = StudyFiles.of(study, density)
+    facts, run = parts.facts, parts.run
+    browsed = _browsed(parts, corpus, queries, text, id, show_texts)
+    cut = commands.truncation(parts)
+    return environment(facts).get_template("report.html").render(
+        facts=facts,
+        primary=facts["primary"],
+        title=_title(facts),
+        figures=embedded(_figures(parts)),
+        gain=_gain(parts.tables["ladder"], facts),
+        ladder=records(parts.tables["ladder"]),
+        coefficients=_coefficients(parts.tables["coefficients"], facts),
+        specifications=_count(parts.table("specifications")),
+        subsets=_some(parts.table("subsets"), 24),
+        contrasts=_some(parts.table("contrasts"), 12),
+        hubs=_some(parts.table("hubs"), 5),
+        browsed=Markup(figures.escape_json(browsed)),
+        shown=len(browsed["rows"]),
+        total=browsed["total"],
+        examples=_examples(browsed),
+        has_texts=show_texts and any(row[-2] for row in browsed["rows"]),
+        truncation=cut,
+        cautions=_cautions(parts, cut),
+        measured=_measured(facts, run),
+        support=facts.get("support"),
+        commands=commands.commands(parts),
+        versions=commands.versions(parts),
+        settings=_settings({k: v for k, v in run.items() if k not in ("versions", "arguments")}),
+        latex=latex_of(parts),
+        sources=sorted(parts.tables),
+        left_out=_LEFT_OUT.get(facts["ladder"]["left_out"], facts["ladder"]["left_out"]),
+        shuffled=_SHUFFLED.get(facts["ladder"]["shuffled_within"], facts["ladder"]["shuffled_within"]),
+    )  # fmt: skip
+
+
+def environment(facts: Mapping[str, Any] | None = None) -> Environment:
+    """Templates with the report's filters; everything they are given is escaped."""
     from plotly.offline import get_plotlyjs
 
-    parts = _Parts.of(study)
-    facts, run = parts.facts, parts.run
-    slope_rows = _slope_rows(facts)
-    drawn = {
-        "binned": figures.binned(facts, parts.points, parts.bins),
-        "panels": figures.panels(facts, parts.bins),
-        "slopes": figures.slopes(facts, slope_rows) if len(slope_rows) > 1 else None,
-        "ladder": figures.ladder(facts, parts.ladder),
-        "bandwidths": figures.bandwidths(facts, facts["bandwidths"]),
-    }
-    examples = _examples(parts, corpus, queries, text, id, show_texts)
-    environment = Environment(
+    found = Environment(
         loader=PackageLoader("lmd3.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    found.filters |= {
         "number": words.number,
         "signed": words.signed,
         "share": words.share,
         "signed_share": words.signed_share,
         "p_value": lambda p: words.p_value(p).removeprefix("p = ").removeprefix("p "),
+        "p_words": words.p_value,
         "name": words.name,
         "setting": words.setting,
-        "short_setting": lambda b: _short_setting(b, facts),
+        "short_setting": lambda b: _short_setting(b, facts or {"bandwidths": []}),
         "percent": _percent,
         "cosine": lambda x: f"{x:.3f}".replace("-", "−"),
         "count": lambda n: f"{n:,}",
     }
-    return environment.get_template("report.html").render(
-        facts=facts,
-        primary=facts["primary"],
-        run=run,
-        density=run.get("density") or {},
-        title=_title(facts),
-        figures={name: Markup(figures.escape_json(f)) for name, f in drawn.items() if f is not None},
-        ladder=_records(parts.ladder),
-        coefficients=_coefficients(parts.coefficients, facts),
-        examples=examples,
-        measured=_measured(facts, run),
-        settings=_settings(run),
+    found.globals |= {
+        "missing": lambda x: x is None or x != x,
         # The library's own code: the only mark-up that is not escaped, beside the figures' JSON.
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        missing=lambda x: x is None or x != x,
-    )
+        "plotly": Markup(get_plotlyjs().replace("</script", "<\\/script")),
+    }
+    return found
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def embedded(drawn: Mapping[str, Any]) -> dict[str, Markup]:
+    """Figures as JSON for script elements; those that are None are left out."""
+    return {name: Markup(figures.escape_json(f)) for name, f in drawn.items() if f is not None}
+
+
+def latex_of(study: StudyFiles | Study | str | Path) -> str:
+    """The study's LaTeX table."""
+    parts = study if isinstance(study, StudyFiles) else StudyFiles.of(study)
+    return latex.table(parts.facts, _slope_rows(parts.facts), parts.tables["ladder"])
+
+
+def _figures(parts: StudyFiles) -> dict[str, Any]:
+    facts, tables = parts.facts, parts.tables
+    slope_rows = _slope_rows(facts)
+    kind = "McFadden’s R²" if facts["kind"] == "binary" else "R²"
+    drawn: dict[str, Any] = {
+        "binned": figures.binned(facts, tables["points"], tables["bins"]),
+        "panels": figures.panels(facts, tables["bins"]),
+        "added": figures.added_variable(facts, tables["points"]),
+        "slopes": figures.slopes(facts, slope_rows) if len(slope_rows) > 1 else None,
+        "ladder": figures.ladder(facts, tables["ladder"]),
+        "bandwidths": figures.bandwidths(facts, facts["bandwidths"]),
+    }
+    further: dict[str, Any] = {
+        "shapley": ("shapley", lambda t: figures.shapley(t, kind)),
+        "forest": ("forest", lambda t: figures.forest(facts, t)),
+        "left_out": ("left_out", lambda t: figures.left_out(facts, t)),
+        "specifications": ("specifications", lambda t: figures.specifications(facts, t)),
+        "shuffles": ("shuffles", lambda t: figures.shuffles(facts, t)),
+        "qq": ("checks", figures.qq),
+        "scale_location": ("checks", figures.scale_location),
+        "calibration": ("checks", figures.calibration),
+        "smooth": ("checks", lambda t: figures.smooth(facts, t)),
+        "subsets": ("subsets", lambda t: figures.subsets(facts, t)),
+        "contrasts": ("contrasts", figures.contrasts),
+        "simex": ("simex", lambda t: figures.simex(facts, t)),
+    }
+    for name, (source, draw) in further.items():
+        table = parts.table(source)
+        drawn[name] = None if table is None else draw(table)
+    return drawn
+
+
+def _browsed(
+    parts: StudyFiles, corpus: Any, asked: Any, text: str, id: str | None, show_texts: bool
+) -> dict[str, Any]:
+    return queries.table(parts, corpus=corpus, queries=asked, text=text, id=id, show_texts=show_texts)
+
+
+def _examples(browsed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return queries.examples(browsed, SHOWN)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as dictionaries."""
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _some(table: pd.DataFrame | None, most: int) -> list[dict[str, Any]]:
+    return [] if table is None else records(table.head(most))
+
+
+def _count(table: pd.DataFrame | None) -> int:
+    return 0 if table is None else len(table)
 
 
 def _title(facts: Mapping[str, Any]) -> str:
@@ -209,14 +256,25 @@ def _title(facts: Mapping[str, Any]) -> str:
 def _slope_rows(facts: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     found = facts["bandwidths"][0]["slopes"]
     shown = [m for m in _MODELS if m in found]
-    if found.get("naive", {}).get("std_error") == found["headline"]["std_error"]:
-        shown.remove("naive")
+    for same in ("naive", "headline_sandwich"):
+        if same in shown and found[same]["std_error"] == found["headline"]["std_error"]:
+            shown.remove(same)
     return [(_MODELS[m], found[m]) for m in shown]
+
+
+def _gain(ladder: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The step of the predictor beyond the controls, without max cosine where there is such a step."""
+    what = words.name(facts["primary"]["predictor"])
+    steps = [row for row in records(ladder) if str(row["step"]).endswith(f"+ {what}")]
+    steps.sort(key=lambda row: str(row["step"]).startswith("M4"))
+    return steps[0] if steps and steps[0]["delta"] == steps[0]["delta"] else None
 
 
 def _percent(share: float) -> str:
     """A share as a percentage that fits any size."""
     percent = 100 * share
+    if percent == 0:
+        return "0 %"
     return "under 0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
 
 
@@ -230,7 +288,7 @@ def _short_setting(of: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 def _coefficients(table: pd.DataFrame, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The headline model in full, then the predictor alone in the other models and at other bandwidths."""
     first = table[table["primary"]]
-    rows = _records(first)
+    rows = records(first)
     others = table[~table["primary"] & (table["term"] == first["term"].iloc[0])]
     same = others["bandwidth"].isna()
     if facts["primary"]["kernel"] is not None:
@@ -239,83 +297,42 @@ def _coefficients(table: pd.DataFrame, facts: Mapping[str, Any]) -> list[dict[st
         )
     # The other models of other bandwidths stand in the table of bandwidths.
     others = others[same | (others["model"] == "headline")]
-    rows += _records(others)
+    rows += records(others)
     for row in rows:
-        row["model_name"] = _MODELS.get(row["model"], row["model"])
+        row["model_name"] = _MODELS.get(row["model"], words.name(str(row["model"])))
         elsewhere = isinstance(row["kernel"], str) and not (
             row["kernel"] == facts["primary"]["kernel"] and row["bandwidth"] == facts["primary"]["bandwidth"]
         )
         row["setting"] = _short_setting(row, facts) if elsewhere else ""
         row["term_name"] = "intercept" if row["term"] == "const" else words.name(row["term"])
         row["clusters"] = None if pd.isna(row["clusters"]) else int(row["clusters"])
+        row["inference"] = row.get("inference") if isinstance(row.get("inference"), str) else ""
     return rows
 
 
-def _examples(
-    parts: _Parts,
-    corpus: str | Path | None,
-    queries: str | Path | None,
-    text: str,
-    id: str | None,
-    show_texts: bool,
-) -> list[dict[str, Any]]:
-    """The densest and the sparsest queries, each with its nearest training rows and their texts."""
-    order = parts.points.sort_values("predictor", kind="stable")
-    count = min(SHOWN, len(order) // 2)
-    ends = [("densest", order.iloc[::-1].head(count)), ("sparsest", order.head(count))]
-    chosen = [str(i) for _, rows in ends for i in rows["id"]]
-    near: dict[str, list[dict[str, Any]]] = {}
-    if parts.neighbors is not None:
-        kept = parts.neighbors[parts.neighbors["id"].astype(str).isin(chosen)]
-        for row in _records(kept.sort_values(["id", "rank"])):
-            near.setdefault(str(row["id"]), []).append(row)
-    near = {i: rows[:NEAREST] for i, rows in near.items()}
-    query_texts, corpus_texts = {}, {}
-    if show_texts:
-        density = parts.run.get("density") or {}
-        query_place = queries or _place(density, "queries", parts.folder)
-        corpus_place = corpus or _place(density, "store", parts.folder)
-        wanted = [str(r["neighbor_id"]) for rows in near.values() for r in rows]
-        query_texts = _texts.look_up(query_place, chosen, text, id)
-        corpus_texts = _texts.look_up(corpus_place, wanted, text, id)
-        if "text" in parts.points.columns:
-            known = dict(zip(parts.points["id"].astype(str), parts.points["text"], strict=True))
-            query_texts = {i: known[i] for i in chosen if isinstance(known[i], str)} | query_texts
-    return [
-        {
-            "end": end,
-            "rows": [
-                {
-                    **row,
-                    "text": _texts.shorten(query_texts[str(row["id"])])
-                    if str(row["id"]) in query_texts
-                    else None,
-                    "near": [
-                        {
-                            **n,
-                            "text": _texts.shorten(corpus_texts[str(n["neighbor_id"])], _texts.LONGEST_NEAR)
-                            if str(n["neighbor_id"]) in corpus_texts
-                            else None,
-                        }
-                        for n in near.get(str(row["id"]), [])
-                    ],
-                }
-                for row in _records(rows)
-            ],
-        }
-        for end, rows in ends
-    ]
-
-
-def _place(density: Mapping[str, Any], side: str, folder: Path | None) -> Path | None:
-    """Where the density run says a side's store is, or a folder of that name near the study."""
-    stated = (density.get(side) or {}).get("path")
-    if not stated:
-        return None
-    places = [Path(stated)]
-    if folder is not None:
-        places += [folder.parent / Path(stated).name, folder / Path(stated).name]
-    return next((place for place in places if place.exists()), None)
+def _cautions(parts: StudyFiles, cut: list[dict[str, Any]]) -> list[str]:
+    """What the page itself has to warn of, beside the study's own notices."""
+    out = []
+    for side in cut:
+        share = side["truncated"] / max(side["rows"] or 1, 1)
+        if share > 0.01:
+            out.append(
+                f"{_percent(share)} of the {side['what']} ({side['truncated']:,}) were longer than what the "
+                "encoder reads: their density is that of their beginnings."
+            )
+    encoder = ((parts.run.get("density") or {}).get("store") or {}).get("encoder") or {}
+    if encoder.get("kind") == "hashing":
+        out.append(
+            "The built-in encoder sees words and word pairs, not meaning: this density is a lexical one."
+        )
+    said = " ".join(parts.facts["notices"])
+    support = parts.facts.get("support") or {}
+    if support.get("unsupported") and "unsupported" not in said:
+        out.append(
+            f"{support['unsupported']:,} queries are unlike any held-out training text (“unsupported”): what "
+            "the fit says of them is an extrapolation."
+        )
+    return out
 
 
 def _measured(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -352,12 +369,7 @@ def _measured(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[st
         rows.append(("Training data", f"{store['n']:,} texts{model}"))
     held = [words.name(c) for c in of["controls"]] + (["group effects"] if of["form"] == "within" else [])
     rows.append(("Held fixed", words.listed(held) or "nothing"))
-    errors = {"HC3": "robust to unequal variance (HC3)", "HC0": "robust (HC0)", "nonrobust": "model-based"}
-    if of["clusters"]:
-        column = of["covariance"].partition(":")[2]
-        rows.append(("Errors", f"clustered by {words.name(column)} ({of['clusters']:,} clusters)"))
-    else:
-        rows.append(("Errors", errors.get(of["covariance"], of["covariance"])))
+    rows.append(("Errors", _errors(facts)))
     rows.append(
         (
             "Queries",
@@ -368,8 +380,21 @@ def _measured(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[st
     return rows
 
 
+def _errors(facts: Mapping[str, Any]) -> str:
+    of = facts["primary"]
+    plain = {"HC3": "robust to unequal variance (HC3)", "HC0": "robust (HC0)", "nonrobust": "model-based"}
+    if not of["clusters"]:
+        return str(plain.get(of["covariance"], of["covariance"]))
+    column = of["covariance"].partition(":")[2]
+    effective = of.get("effective_clusters")
+    like = f", like {words.number(effective)} equal ones" if effective else ""
+    inference = of.get("inference")
+    by = f"; inference: {inference}" if inference and inference != "normal" else ""
+    return f"clustered by {words.name(column)} ({of['clusters']:,} clusters{like}){by}"
+
+
 def _settings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings and versions, flat, as (name, value)."""
+    """Settings, flat, as (name, value)."""
     rows: list[tuple[str, str]] = []
 
     def walk(prefix: str, value: Any) -> None:

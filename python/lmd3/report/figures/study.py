@@ -1,92 +1,32 @@
-"""The report's figures as plotly JSON: plain dictionaries, drawn by the page's own copy of plotly.js."""
+"""A study's main figures: outcome against density, slopes by model and bandwidth, the ladder."""
 
 from __future__ import annotations
 
-import html
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from lmd3.analysis import words
-
-INK, MUTED, GRID = "#1d2530", "#66707d", "#e7eaee"
-BLUE, OCHRE, GREY = "#27598c", "#b8642b", "#a9b2bd"
-#: Points drawn behind the bins at most.
-MOST_POINTS = 1500
-#: Groups with a picture each.
-MOST_PANELS = 12
-
-Figure = dict[str, Any]
-
-
-def escape_json(value: Any) -> str:
-    """JSON that can stand inside a script element: no `<`, `>` or `&`, and no bare line separators."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def label(text: Any, longest: int = 48) -> str:
-    """Text for plotly, which reads a little HTML: shown as it is, not as mark-up."""
-    text = str(text)
-    return html.escape(text if len(text) <= longest else text[: longest - 1] + "…", quote=False)
-
-
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    axis = {
-        "title": {"text": title, "font": {"size": 13, "color": MUTED}, "standoff": 12},
-        "gridcolor": GRID,
-        "zeroline": False,
-        "linecolor": GREY,
-        "tickcolor": GREY,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickfont": {"size": 12, "color": INK},
-        "automargin": True,
-    }
-    return axis | more
-
-
-def _layout(height: int, **more: Any) -> dict[str, Any]:
-    layout = {
-        "height": height,
-        "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "color": INK},
-        "showlegend": False,
-        "modebar": {"bgcolor": "rgba(255,255,255,.8)", "color": GREY, "activecolor": INK},
-        "hoverlabel": {"bgcolor": "#fff", "bordercolor": GREY, "font": {"color": INK, "size": 12}},
-    }
-    return layout | more
-
-
-def _interval(low: ArrayLike, mid: ArrayLike, high: ArrayLike) -> dict[str, Any]:
-    mid_, low_, high_ = (np.asarray(x, dtype=np.float64) for x in (mid, low, high))
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": high_ - mid_,
-        "arrayminus": mid_ - low_,
-        "thickness": 1.6,
-        "width": 0,
-    }
+from lmd3.report.figures.style import (
+    BLUE,
+    GREY,
+    LEGEND,
+    MOST_PANELS,
+    MOST_POINTS,
+    MUTED,
+    OCHRE,
+    PALE,
+    Figure,
+    axis,
+    interval,
+    label,
+    layout,
+    line,
+    with_legend,
+    zero_line,
+)
 
 
 def predictor_title(facts: Mapping[str, Any]) -> str:
@@ -119,7 +59,7 @@ def binned(facts: Mapping[str, Any], points: pd.DataFrame, bins: pd.DataFrame) -
             }
         )
     data.append(_bin_trace(overall, BLUE, 9))
-    y = _axis(outcome_title(facts))
+    y = axis(outcome_title(facts))
     if facts["kind"] == "continuous":
         low, high = points["value"].quantile([0.01, 0.99])
         low, high = min(low, overall["ci_low"].min()), max(high, overall["ci_high"].max())
@@ -129,8 +69,8 @@ def binned(facts: Mapping[str, Any], points: pd.DataFrame, bins: pd.DataFrame) -
     # A long tail of single queries must not squeeze the bins.
     x = overall["predictor"].iloc[[0, -1]].to_numpy()
     pad = 0.06 * (x[1] - x[0])
-    x_axis = _axis(predictor_title(facts), range=[x[0] - pad, x[1] + pad])
-    return {"data": data, "layout": _layout(400, xaxis=x_axis, yaxis=y)}
+    x_axis = axis(predictor_title(facts), range=[x[0] - pad, x[1] + pad])
+    return {"data": data, "layout": layout(400, xaxis=x_axis, yaxis=y)}
 
 
 def _bin_trace(bins: pd.DataFrame, colour: str, size: int, **more: Any) -> dict[str, Any]:
@@ -139,7 +79,7 @@ def _bin_trace(bins: pd.DataFrame, colour: str, size: int, **more: Any) -> dict[
         "mode": "markers+lines",
         "x": bins["predictor"].to_numpy(),
         "y": bins["mean"].to_numpy(),
-        "error_y": _interval(bins["ci_low"], bins["mean"], bins["ci_high"]) | {"color": colour},
+        "error_y": interval(bins["ci_low"], bins["mean"], bins["ci_high"]) | {"color": colour},
         "marker": {"size": size, "color": colour},
         "line": {"color": colour, "width": 1, "dash": "dot"},
         "customdata": bins[["n", "low", "high"]].to_numpy(),
@@ -156,18 +96,18 @@ def panels(facts: Mapping[str, Any], bins: pd.DataFrame) -> Figure | None:
         return None
     columns = min(3 if max(map(len, names)) > 16 else 4, len(names))
     rows = -(-len(names) // columns)
-    layout = _layout(70 + 170 * rows)
-    layout["margin"] = {"l": 60, "r": 10, "t": 26, "b": 52}
+    drawn = layout(70 + 170 * rows)
+    drawn["margin"] = {"l": 60, "r": 10, "t": 26, "b": 52}
     gap_x, gap_y = 0.03, min(0.35, 44 / max(170 * rows, 1))
     width, height = (1 - gap_x * (columns - 1)) / columns, (1 - gap_y * (rows - 1)) / rows
     shown = bins[bins["group"].isin(names)]
     limits = {}
-    for axis, low, high in (("x", "predictor", "predictor"), ("y", "ci_low", "ci_high")):
+    for side, low, high in (("x", "predictor", "predictor"), ("y", "ci_low", "ci_high")):
         # Bins of few rows have huge intervals; letting a few run out of the picture keeps the rest readable.
-        near = 0.02 if axis == "y" else 0.0
+        near = 0.02 if side == "y" else 0.0
         a = min(float(shown[low].quantile(near)), float(shown["mean" if near else low].min()))
         b = max(float(shown[high].quantile(1 - near)), float(shown["mean" if near else high].max()))
-        limits[axis] = [a - 0.06 * (b - a), b + 0.06 * (b - a)]
+        limits[side] = [a - 0.06 * (b - a), b + 0.06 * (b - a)]
     if facts["kind"] == "binary":
         limits["y"] = [-0.03, 1.03]
     data, annotations = [], []
@@ -176,7 +116,7 @@ def panels(facts: Mapping[str, Any], bins: pd.DataFrame) -> Figure | None:
         tag = "" if number == 0 else str(number + 1)
         left, top = column * (width + gap_x), 1 - row * (height + gap_y)
         last = number + columns >= len(names)
-        layout[f"xaxis{tag}"] = _axis(
+        drawn[f"xaxis{tag}"] = axis(
             "",
             domain=[left, left + width],
             anchor=f"y{tag}",
@@ -184,7 +124,7 @@ def panels(facts: Mapping[str, Any], bins: pd.DataFrame) -> Figure | None:
             nticks=4,
             showticklabels=last,
         )
-        layout[f"yaxis{tag}"] = _axis(
+        drawn[f"yaxis{tag}"] = axis(
             "",
             domain=[top - height, top],
             anchor=f"x{tag}",
@@ -221,7 +161,7 @@ def panels(facts: Mapping[str, Any], bins: pd.DataFrame) -> Figure | None:
             "font": {"size": 13, "color": MUTED},
         }
     )
-    return {"data": data, "layout": layout | {"annotations": annotations}}
+    return {"data": data, "layout": drawn | {"annotations": annotations}}
 
 
 def slopes(facts: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
@@ -234,7 +174,7 @@ def slopes(facts: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]
             "mode": "markers",
             "x": [of["estimate"]],
             "y": [name],
-            "error_x": _interval([of["ci_low"]], [of["estimate"]], [of["ci_high"]]) | {"color": colour},
+            "error_x": interval([of["ci_low"]], [of["estimate"]], [of["ci_high"]]) | {"color": colour},
             "marker": {"size": 10, "color": colour},
             "hovertemplate": f"{words.signed(of['estimate'])} ({words.signed(of['ci_low'])} to "
             f"{words.signed(of['ci_high'])})<extra></extra>",
@@ -243,14 +183,12 @@ def slopes(facts: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, Any]
     ]
     unit = "log odds" if facts["kind"] == "binary" else label(words.name(facts["outcome"]))
     what = words.name(facts["primary"]["predictor"])
-    y = _axis("", autorange="reversed", categoryorder="array", categoryarray=names, ticks="", showgrid=False)
+    y = axis("", autorange="reversed", categoryorder="array", categoryarray=names, ticks="", showgrid=False)
     ends = [0.0, *(float(of[end]) for _, of in rows for end in ("ci_low", "ci_high"))]
     pad = 0.05 * (max(ends) - min(ends))
-    x = _axis(
-        f"slope: {unit} per standard deviation of {what}", zeroline=True, zerolinecolor=INK, zerolinewidth=1
-    )
+    x = zero_line(f"slope: {unit} per standard deviation of {what}")
     x["range"] = [min(ends) - pad, max(ends) + pad]
-    return {"data": data, "layout": _layout(90 + 34 * len(rows), xaxis=x, yaxis=y)}
+    return {"data": data, "layout": layout(90 + 34 * len(rows), xaxis=x, yaxis=y)}
 
 
 def ladder(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure:
@@ -264,7 +202,7 @@ def ladder(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure:
             "name": "in sample",
             "y": names,
             "x": steps["delta"].to_numpy(),
-            "marker": {"color": "#c9d6e4"},
+            "marker": {"color": PALE},
             "hovertemplate": "in sample %{x:.4f}<extra></extra>",
         },
         {
@@ -282,23 +220,20 @@ def ladder(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure:
             "name": "on rows left out, 95 % interval",
             "y": names,
             "x": steps["out_of_group_delta"].to_numpy(),
-            "error_x": _interval(steps["ci_low"], steps["out_of_group_delta"], steps["ci_high"])
+            "error_x": interval(steps["ci_low"], steps["out_of_group_delta"], steps["ci_high"])
             | {"color": BLUE},
             "marker": {"size": 8, "color": BLUE},
             "hovertemplate": "left out %{x:.4f}<extra></extra>",
         },
     ]
     kind = "McFadden’s R²" if facts["kind"] == "binary" else "R²"
-    layout = _layout(
+    drawn = with_legend(
         120 + 38 * len(names),
-        xaxis=_axis(f"gain of {kind}", zeroline=True, zerolinecolor=INK, zerolinewidth=1),
-        yaxis=_axis("", autorange="reversed", ticks="", showgrid=False),
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        xaxis=zero_line(f"gain of {kind}"),
+        yaxis=axis("", autorange="reversed", ticks="", showgrid=False),
         bargap=0.45,
     )
-    layout["margin"] = {"l": 64, "r": 16, "t": 36, "b": 52}
-    return {"data": data, "layout": layout}
+    return {"data": data, "layout": drawn}
 
 
 def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -322,7 +257,7 @@ def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> F
                 "name": name,
                 "x": [h * shift for h, _ in of],
                 "y": [s["estimate"] for _, s in of],
-                "error_y": _interval(
+                "error_y": interval(
                     [s["ci_low"] for _, s in of],
                     [s["estimate"] for _, s in of],
                     [s["ci_high"] for _, s in of],
@@ -333,15 +268,75 @@ def bandwidths(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> F
                 "hovertemplate": "h = %{x:.4g}: %{y:.3f}<extra></extra>",
             }
         )
-    ticks = sorted({float(r["bandwidth"]) for r in rows})
-    layout = _layout(
-        330,
-        xaxis=_axis(
-            "bandwidth h (distance)", type="log", tickvals=ticks, ticktext=[f"{h:.3g}" for h in ticks]
-        ),
-        yaxis=_axis("slope per standard deviation", zeroline=True, zerolinecolor=INK, zerolinewidth=1),
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+    seen = {float(r["bandwidth"]): r.get("ess_median") for r in rows}
+    ticks = sorted(seen)
+    under = [f"{h:.3g}" + (f"<br>ess {words.number(seen[h])}" if seen[h] else "") for h in ticks]
+    drawn = with_legend(
+        350,
+        xaxis=axis("bandwidth h (distance), median ess", type="log", tickvals=ticks, ticktext=under),
+        yaxis=zero_line("slope per standard deviation"),
     )
-    layout["margin"] = {"l": 64, "r": 16, "t": 36, "b": 52}
-    return {"data": data, "layout": layout}
+    return {"data": data, "layout": drawn}
+
+
+def added_variable(facts: Mapping[str, Any], points: pd.DataFrame) -> Figure | None:
+    """What the controls leave of the outcome against what they leave of the predictor, and the slope."""
+    if not {"predictor_residual", "outcome_residual"} <= set(points.columns):
+        return None
+    known = points[points["predictor_residual"].notna() & points["outcome_residual"].notna()]
+    if len(known) < 3:
+        return None
+    shown = known.sample(MOST_POINTS, random_state=0) if len(known) > MOST_POINTS else known
+    x, y = shown["predictor_residual"].to_numpy(), shown["outcome_residual"].to_numpy()
+    slope = float(facts["primary"]["estimate"])
+    # Far points must not squeeze the rest; they stay in the table.
+    limits = [[float(v) for v in np.quantile(of, [0.005, 0.995])] for of in (x, y)]
+    pads = [0.08 * (high - low) for low, high in limits]
+    (left, right), (low, high) = limits
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": x,
+            "y": y,
+            "marker": {"size": 4, "color": GREY, "opacity": 0.4},
+            "text": [label(i) for i in shown["id"]],
+            "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.3g}<extra></extra>",
+        },
+        line([left, right], [slope * left, slope * right], BLUE, line={"color": BLUE, "width": 2.4}),
+    ]
+    what = words.name(facts["primary"]["predictor"])
+    of = "working residual" if facts["kind"] == "binary" else label(words.name(facts["outcome"]))
+    drawn = layout(
+        360,
+        xaxis=axis(f"{what} left by the controls (SD)", range=[left - pads[0], right + pads[0]]),
+        yaxis=axis(f"{of} left by the controls", range=[low - pads[1], high + pads[1]]),
+    )
+    return {"data": data, "layout": drawn}
+
+
+def shapley(table: pd.DataFrame, kind: str) -> Figure:
+    """R² of the full model, split among blocks of terms."""
+    shades = (PALE, "#9fb9d3", "#6f95bb", BLUE, OCHRE, MUTED, GREY)
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": label(words.name(str(row["block"]))),
+            "x": [row["r_squared"]],
+            "y": [""],
+            "marker": {"color": OCHRE if "density" in str(row["block"]) else shades[number % 4]},
+            "hovertemplate": f"{label(row['block'])}: %{{x:.4f}}<extra></extra>",
+        }
+        for number, row in enumerate(table.to_dict("records"))
+    ]
+    drawn = layout(
+        130,
+        barmode="relative",
+        xaxis=axis(kind),
+        yaxis=axis("", showticklabels=False, ticks="", showgrid=False),
+        showlegend=True,
+        legend=LEGEND | {"traceorder": "normal"},
+    )
+    drawn["margin"] = {"l": 16, "r": 16, "t": 34, "b": 48}
+    return {"data": data, "layout": drawn}

@@ -1,0 +1,65 @@
+"""The figures of reports, as plotly JSON: plain dictionaries, drawn by the page's own copy of plotly.js."""
+
+from lmd3.report.figures.evidence import (
+    calibration,
+    contrasts,
+    forest,
+    left_out,
+    qq,
+    scale_location,
+    shuffles,
+    simex,
+    smooth,
+    specifications,
+    subsets,
+)
+from lmd3.report.figures.experiments import (
+    dose_curve,
+    draws_against,
+    loss_curves,
+    spillover_curve,
+    two_changes,
+)
+from lmd3.report.figures.study import (
+    added_variable,
+    bandwidths,
+    binned,
+    ladder,
+    outcome_title,
+    panels,
+    predictor_title,
+    shapley,
+    slopes,
+)
+from lmd3.report.figures.style import Figure, escape_json, label
+
+__all__ = [
+    "Figure",
+    "added_variable",
+    "bandwidths",
+    "binned",
+    "calibration",
+    "contrasts",
+    "dose_curve",
+    "draws_against",
+    "escape_json",
+    "forest",
+    "label",
+    "ladder",
+    "left_out",
+    "loss_curves",
+    "outcome_title",
+    "panels",
+    "predictor_title",
+    "qq",
+    "scale_location",
+    "shapley",
+    "shuffles",
+    "simex",
+    "slopes",
+    "smooth",
+    "specifications",
+    "spillover_curve",
+    "subsets",
+    "two_changes",
+]
