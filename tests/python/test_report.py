@@ -118,7 +118,8 @@ class Page(HTMLParser):
 def test_page_answers_and_shows_everything(tmp_path: Path, binary: bool) -> None:
     tables = Tables(folder=tmp_path)
     study = regress(tables.outcome(binary=binary), tables, within="topic")
-    page = Page(render(study))
+    html = render(study)
+    page = Page(html)
     for sentence in study.facts["answer"]:
         assert re.sub(r"\s+", " ", sentence) in page.words
     for heading in (
@@ -137,9 +138,21 @@ def test_page_answers_and_shows_everything(tmp_path: Path, binary: bool) -> None
     densest = tables.ids[int(np.argmax(tables.x))]
     assert f"queries text of {densest}" in page.words
     assert "store text of c" in page.words
-    names = {"binned", "panels", "slopes", "ladder", "bandwidths"}
     found = [s for s in page.scripts if s.startswith('{"data"')]
-    assert len(found) == len(names)
+    names = [
+        "binned",
+        "panels",
+        "added",
+        "slopes",
+        "ladder",
+        "bandwidths",
+        "forest",
+        "specifications",
+        "shuffles",
+    ]
+    assert len(found) >= len(names)
+    for name in names:
+        assert f'data-figure="{name}"' in html and f'id="figure-{name}"' in html
     for figure in found:
         assert set(json.loads(figure)) == {"data", "layout"}
 
