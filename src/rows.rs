@@ -118,6 +118,31 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// The rows `first + numbers[i]`, copied into the buffers.
+    ///
+    /// # Panics
+    /// Where a row lies outside.
+    pub fn gather<'b>(
+        &self,
+        first: usize,
+        numbers: &[u32],
+        bytes: &'b mut Vec<u8>,
+        scales: &'b mut Vec<f32>,
+    ) -> Rows<'b> {
+        let stride = self.d * self.dtype.size();
+        bytes.clear();
+        scales.clear();
+        for &number in numbers {
+            let row = first + number as usize;
+            bytes.extend_from_slice(&self.bytes[row * stride..(row + 1) * stride]);
+            if let Some(from) = self.scales {
+                scales.push(from[row]);
+            }
+        }
+        let scales = self.scales.is_some().then_some(&scales[..]);
+        Rows { bytes, dtype: self.dtype, n: numbers.len(), d: self.d, scales }
+    }
+
     /// Writes row `i` as stored (scale applied) into `out` (d values).
     ///
     /// # Panics

@@ -121,7 +121,7 @@ struct Job<'a> {
 
 impl<'a> Job<'a> {
     fn query_count(&self) -> usize {
-        self.queries.sq_norms.len()
+        self.queries.count
     }
 
     fn batch_range(&self, batch: usize) -> Range<usize> {
@@ -311,8 +311,7 @@ fn prepare<'a>(
     let segments = &all[range];
     let integer_rows = shards.iter().all(|view| view.rows.dtype() == Dtype::I8);
     let packed = Queries::new(request, integer_rows)?;
-    let queries = packed.sq_norms.len();
-    let width = request.level.panel_width(queries);
+    let (queries, width) = (packed.count, packed.width);
     let batch = batch_size(queries, request.kernels.len(), room.groups, room.workers, request.memory / 2)
         .next_multiple_of(width);
     let batches = queries.div_ceil(batch);

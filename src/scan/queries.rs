@@ -68,8 +68,8 @@ pub(super) enum Packed {
     OneF32,
     /// [panel][d][width].
     F32(Vec<f32>),
-    /// One query alone; d is even, padded with zeros.
-    OneI16 { d: usize, query: Vec<i16>, scale: f32 },
+    /// One query alone, an even number of values: a zero behind the last where d is odd.
+    OneI16 { query: Vec<i16>, scale: f32 },
     /// [panel][d/4][width][4], shifted by 128; d is a multiple of 4, padded with zeros.
     I8 { d: usize, panels: Vec<u8>, scales: Vec<f32> },
     /// [panel][d/2][width][2]; d is even, padded with zeros.
@@ -78,9 +78,13 @@ pub(super) enum Packed {
 
 /// All queries of a job, with the squared distances below which a pair is looked at again.
 pub(super) struct Queries {
-    /// ‖q‖².
+    /// Queries.
+    pub count: usize,
+    /// Queries of one panel.
+    pub width: usize,
+    /// ‖q‖², zeros up to whole panels.
     pub sq_norms: Vec<f32>,
-    /// τ: below it the distance is taken again in double precision.
+    /// τ: below it the distance is taken again in double precision; −∞ up to whole panels.
     pub near: Vec<f32>,
     /// Below it (exact) a row is a duplicate.
     pub duplicate: Vec<f64>,
@@ -111,6 +115,9 @@ impl Queries {
         let count = request.queries.len() / d;
         let sq_norms = sq_norms(request)?;
         let width = level.panel_width(count);
+        // One query lies alone: its rows fill the lanes.
+        let alone = count == 1 && d > FEW_DIMENSIONS && request.precision != Precision::Int8;
+        let width = if alone { 1 } else { width };
         let packed = if d <= FEW_DIMENSIONS {
             Packed::Differences(pack_f32(request.queries, d, width))
         } else if request.precision == Precision::Float32 && count == 1 {
@@ -156,7 +163,10 @@ impl Queries {
             near.push(near_threshold(limit, error, request, matches!(packed, Packed::Differences(_))));
             duplicate.push(limit);
         }
-        Ok(Self { sq_norms, near, duplicate, packed })
+        let padded = count.next_multiple_of(width);
+        sq_norms.resize(padded, 0.0);
+        near.resize(padded, f32::NEG_INFINITY);
+        Ok(Self { count, width, sq_norms, near, duplicate, packed })
     }
 }
 
@@ -194,8 +204,9 @@ fn pack_i16(request: &Request<'_>, sq_norms: &[f32], integer_rows: bool) -> Pack
         scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
     }
     if let [scale] = scales[..] {
-        return Packed::OneI16 { d: even, query: integers, scale };
+        return Packed::OneI16 { query: integers, scale };
     }
+    scales.resize(sq_norms.len().next_multiple_of(width), 0.0);
     let mut panels = vec![0; sq_norms.len().div_ceil(width) * even * width];
     for (panel, queries) in panels.chunks_exact_mut(even * width).zip(integers.chunks(even * width)) {
         pack_panel_i16(queries, even, width, panel);
@@ -216,6 +227,7 @@ fn pack_i8(request: &Request<'_>) -> Packed {
         level.quantise_i8(query, factor, &mut into[..d]);
         scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
     }
+    scales.resize(count.next_multiple_of(width), 0.0);
     let mut panels = vec![0; count.div_ceil(width) * padded * width];
     for (panel, queries) in panels.chunks_exact_mut(padded * width).zip(integers.chunks(padded * width)) {
         pack_panel_i8(queries, padded, width, panel);

@@ -3,9 +3,10 @@
 use super::queries::{INTEGER_NORM, LARGEST_SQ_NORM, factor_i8};
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows};
-use crate::simd::Level;
+use crate::simd::{Integers, Level};
 
-/// Buffers for the rows of a tile; reused from tile to tile.
+/// Buffers for the rows of a tile; reused from tile to tile of one job. Values between the end of a row and the stride are
+/// zeros: they are never written.
 #[derive(Default)]
 pub(super) struct TileRows {
     /// ‖x‖² as stored.
@@ -20,97 +21,135 @@ pub(super) struct TileRows {
     pub sums: Vec<i32>,
     /// x ≈ scale · integers.
     pub scales: Vec<f32>,
+    /// ‖x‖² of the integers.
+    squares: Vec<i32>,
 }
 
 impl TileRows {
-    /// Rows in single precision: in place where they are stored so and aligned, else widened.
-    pub fn singles<'r>(&'r mut self, rows: &Rows<'r>, level: Level) -> Result<(&'r [f32], &'r [f32])> {
-        let in_place = match rows.dtype() {
-            Dtype::F32 => bytemuck::try_cast_slice(rows.bytes()).ok(),
-            _ => None,
-        };
-        let singles = match in_place {
-            Some(singles) => singles,
+    /// Takes the rows in single precision, with their norms.
+    pub fn take_singles(&mut self, rows: &Rows<'_>, level: Level) -> Result<()> {
+        self.norms.resize(rows.len(), 0.0);
+        match in_place(rows) {
+            Some(singles) => level.sq_norms(singles, rows.dim(), &mut self.norms),
             None => {
                 self.widened.resize(rows.len() * rows.dim(), 0.0);
-                level.widen(rows, &mut self.widened);
-                &self.widened
+                level.widen(rows, &mut self.widened, &mut self.norms);
             }
-        };
+        }
+        check_finite(&self.norms)
+    }
+
+    /// The rows taken last in single precision: in place where they are stored so and aligned, else widened.
+    pub fn singles<'r>(&'r self, rows: &Rows<'r>) -> &'r [f32] {
+        in_place(rows).unwrap_or(&self.widened)
+    }
+
+    /// Dot products of the rows with one query. `ahead` bytes in front are fetched.
+    pub fn dots_one(
+        &mut self,
+        rows: &Rows<'_>,
+        query: &[f32],
+        ahead: usize,
+        level: Level,
+        dots: &mut [f32],
+    ) -> Result<()> {
         self.norms.resize(rows.len(), 0.0);
-        level.sq_norms(singles, rows.dim(), &mut self.norms);
-        check_finite(&self.norms)?;
-        Ok((singles, &self.norms))
+        if !level.dots_one(rows, query, ahead, dots, &mut self.norms) {
+            self.widened.resize(rows.len() * rows.dim(), 0.0);
+            level.widen(rows, &mut self.widened, &mut self.norms);
+            let widened = bytemuck::cast_slice(&self.widened);
+            let singles = Rows::new(widened, Dtype::F32, rows.len(), rows.dim(), None)?;
+            level.dots_one(&singles, query, 0, dots, &mut self.norms);
+        }
+        check_finite(&self.norms)
+    }
+
+    /// Integer dot products of the rows with one query of an even number of values (a zero behind the last, where d is odd).
+    pub fn dots_one_i16(
+        &mut self,
+        rows: &Rows<'_>,
+        query: &[i16],
+        ahead: usize,
+        level: Level,
+        dots: &mut [i32],
+    ) -> Result<()> {
+        if rows.dtype() != Dtype::I8 {
+            self.quantise(rows, level)?;
+            level.dots_one_i16(&self.integers, query, dots);
+            return Ok(());
+        }
+        self.squares.resize(rows.len(), 0);
+        level.dots_one_i8(rows.bytes(), &query[..rows.dim()], ahead, dots, &mut self.squares);
+        self.take_scales(rows)
+    }
+
+    /// Scales and norms of 8-bit rows, from the sums of their squares.
+    fn take_scales(&mut self, rows: &Rows<'_>) -> Result<()> {
+        self.scales.clear();
+        match rows.scales() {
+            Some(scales) => self.scales.extend_from_slice(scales),
+            None => self.scales.resize(rows.len(), 1.0),
+        }
+        self.norms.clear();
+        let norms = self.squares.iter().zip(&self.scales);
+        self.norms.extend(norms.map(|(&sum, &scale)| (f64::from(sum) * f64::from(scale).powi(2)) as f32));
+        check_finite(&self.norms)
     }
 
     /// Rows as 16-bit integers of an even stride: 8-bit rows as they are, others scaled to a norm of `INTEGER_NORM`.
     pub fn quantise(&mut self, rows: &Rows<'_>, level: Level) -> Result<()> {
         let (n, d) = (rows.len(), rows.dim());
-        let even = d.next_multiple_of(2);
-        self.integers.clear();
-        self.integers.resize(n * even, 0);
+        let stride = d.next_multiple_of(2);
+        self.integers.resize(n * stride, 0);
         if rows.dtype() == Dtype::I8 {
-            self.norms.clear();
-            self.scales.clear();
-            for (i, into) in self.integers.chunks_exact_mut(even).enumerate() {
-                let scale = rows.scales().map_or(1.0, |scales| scales[i]);
-                let sum = level.widen_i8(&rows.bytes()[i * d..(i + 1) * d], &mut into[..d]);
-                self.scales.push(scale);
-                self.norms.push((f64::from(sum) * f64::from(scale).powi(2)) as f32);
-            }
-            return check_finite(&self.norms);
+            self.squares.resize(n, 0);
+            level.widen_i8(rows.bytes(), d, stride, &mut self.integers, &mut self.squares);
+            return self.take_scales(rows);
         }
-        self.singles(rows, level)?;
-        let singles = match rows.dtype() {
-            Dtype::F32 => bytemuck::try_cast_slice(rows.bytes()).unwrap_or(&self.widened),
-            _ => &self.widened[..],
-        };
-        self.scales.clear();
-        for ((row, into), &norm) in
-            singles.chunks_exact(d).zip(self.integers.chunks_exact_mut(even)).zip(&self.norms)
-        {
-            let factor = (INTEGER_NORM / f64::from(norm).sqrt()) as f32;
-            let factor = if factor.is_finite() { factor } else { 0.0 };
-            level.quantise(row, factor, &mut into[..d]);
-            self.scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
+        self.norms.resize(n, 0.0);
+        self.scales.resize(n, 0.0);
+        let mut into =
+            Integers { stride, values: &mut self.integers, norms: &mut self.norms, scales: &mut self.scales };
+        if !level.quantise_rows(rows, INTEGER_NORM, &mut into) {
+            self.widened.resize(n * d, 0.0);
+            level.widen(rows, &mut self.widened, into.norms);
+            let singles = Rows::new(bytemuck::cast_slice(&self.widened), Dtype::F32, n, d, None)?;
+            level.quantise_rows(&singles, INTEGER_NORM, &mut into);
         }
-        Ok(())
+        check_finite(&self.norms)
     }
-}
 
-impl TileRows {
     /// Rows as 8-bit integers of a stride that is a multiple of 4, with their sums: as they are where stored so, else
     /// scaled to a largest value of 127.
     pub fn quantise_i8(&mut self, rows: &Rows<'_>, level: Level) -> Result<()> {
         let (n, d) = (rows.len(), rows.dim());
-        let padded = d.next_multiple_of(4);
-        self.bytes.clear();
-        self.bytes.resize(n * padded, 0);
+        let stride = d.next_multiple_of(4);
+        self.bytes.resize(n * stride, 0);
         self.sums.clear();
-        self.scales.clear();
         if rows.dtype() == Dtype::I8 {
-            self.norms.clear();
-            for (i, into) in self.bytes.chunks_exact_mut(padded).enumerate() {
-                let scale = rows.scales().map_or(1.0, |scales| scales[i]);
-                let (sum, squares) = level.copy_i8(&rows.bytes()[i * d..(i + 1) * d], &mut into[..d]);
+            self.squares.clear();
+            for (row, into) in rows.bytes().chunks_exact(d).zip(self.bytes.chunks_exact_mut(stride)) {
+                let (sum, squares) = level.copy_i8(row, &mut into[..d]);
                 self.sums.push(sum);
-                self.scales.push(scale);
-                self.norms.push((f64::from(squares) * f64::from(scale).powi(2)) as f32);
+                self.squares.push(squares);
             }
-            return check_finite(&self.norms);
+            return self.take_scales(rows);
         }
-        self.singles(rows, level)?;
-        let singles = match rows.dtype() {
-            Dtype::F32 => bytemuck::try_cast_slice(rows.bytes()).unwrap_or(&self.widened),
-            _ => &self.widened[..],
-        };
-        for (row, into) in singles.chunks_exact(d).zip(self.bytes.chunks_exact_mut(padded)) {
+        self.take_singles(rows, level)?;
+        self.scales.clear();
+        let singles = in_place(rows).unwrap_or(&self.widened);
+        for (row, into) in singles.chunks_exact(d).zip(self.bytes.chunks_exact_mut(stride)) {
             let factor = factor_i8(row);
             self.sums.push(level.quantise_i8(row, factor, &mut into[..d]));
             self.scales.push(if factor > 0.0 { 1.0 / factor } else { 0.0 });
         }
         Ok(())
     }
+}
+
+/// Rows that are stored in single precision, where they are aligned.
+fn in_place<'r>(rows: &Rows<'r>) -> Option<&'r [f32]> {
+    (rows.dtype() == Dtype::F32).then(|| bytemuck::try_cast_slice(rows.bytes()).ok()).flatten()
 }
 
 /// The norm is the proof that a row is finite: every value is squared into it.

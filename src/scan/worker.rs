@@ -11,9 +11,12 @@ use super::rows::TileRows;
 use super::{Job, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logsum::LogSum;
-use crate::rows::{Rows, ShardView};
+use crate::rows::{Dtype, Rows, ShardView};
 use crate::simd::{FAR, PanelSums, RowScales};
 use crate::topk::{Neighbor, TopK};
+
+/// Bytes in front that are fetched where one query lets rows pass at the speed of memory.
+const AHEAD: usize = 4096;
 
 /// One thread's buffers.
 pub(super) struct Worker<'j, 'a> {
@@ -30,9 +33,8 @@ pub(super) struct Worker<'j, 'a> {
     weight_unit: f64,
     min: Vec<f32>,
     run_min: Vec<f32>,
-    query_norms: Vec<f32>,
-    query_scales: Vec<f32>,
-    cut: Vec<f32>,
+    /// Of each query of the batch the squared distance below which a pair is looked at again; −∞ up to whole panels.
+    cuts: Vec<f32>,
     hits: Vec<(u32, u32)>,
     runs: Vec<(usize, usize, usize)>,
     /// Per slot and panel: shifts [width], sums [2 · kernels · width].
@@ -40,6 +42,11 @@ pub(super) struct Worker<'j, 'a> {
     sums: Vec<f64>,
     near: NearSums,
     plain: Plain,
+    /// The rows of the block in the order in which they are taken, and the bytes and scales of a tile of them; empty where
+    /// that is their own order.
+    order: Vec<u32>,
+    gathered: Vec<u8>,
+    gathered_scales: Vec<f32>,
     /// The nearest rows this worker met in the segment and batch it is in: they decide what is worth reporting.
     nearest: Vec<TopK>,
     nearest_of: Option<(usize, usize)>,
@@ -47,7 +54,7 @@ pub(super) struct Worker<'j, 'a> {
 
 impl<'j, 'a> Worker<'j, 'a> {
     pub fn new(job: &'j Job<'a>) -> Self {
-        let width = job.request.level.panel_width(job.query_count());
+        let width = job.queries.width;
         Self {
             job,
             width,
@@ -59,23 +66,26 @@ impl<'j, 'a> Worker<'j, 'a> {
             weight_unit: 1.0,
             min: vec![0.0; width],
             run_min: vec![0.0; width],
-            query_norms: vec![0.0; width],
-            query_scales: vec![0.0; width],
-            cut: vec![0.0; width],
+            cuts: Vec::new(),
             hits: Vec::new(),
             runs: Vec::new(),
             shifts: Vec::new(),
             sums: Vec::new(),
             near: NearSums::default(),
             plain: Plain::new(job.request),
+            order: Vec::new(),
+            gathered: Vec::new(),
+            gathered_scales: Vec::new(),
             nearest: Vec::new(),
             nearest_of: None,
         }
     }
 
-    /// Rows of one tile: small enough to stay in the second-level cache for all panels. A function of d alone, since it decides an order of summation.
+    /// Rows of one tile: small enough to stay in the second-level cache for all panels; more where one query lets them pass. A
+    /// function of d and of the path alone, since it decides an order of summation.
     fn tile_rows(&self) -> usize {
         match self.job.request.d {
+            _ if self.width == 1 => 512,
             0..=1024 => 96,
             1025..=2048 => 48,
             _ => 24,
@@ -97,8 +107,15 @@ impl<'j, 'a> Worker<'j, 'a> {
             self.nearest =
                 vec![TopK::new(job.candidates()); if request.neighbors == 0 { 0 } else { queries.len() }];
             self.nearest_of = Some((task.segment, task.batch));
+            // Nothing is known yet of the nearest: every row may be one.
+            let near = &job.queries.near[queries.start..][..panels * width];
+            self.cuts.clear();
+            self.cuts.extend(near.iter().map(|&near| {
+                if request.neighbors > 0 && near > f32::NEG_INFINITY { FAR.next_up() } else { near }
+            }));
         }
         let slots = Slots::new(view, block.clone(), request.by_group);
+        slots.order(&mut self.order);
         self.shifts.clear();
         self.shifts.resize(slots.codes.len() * panels * width, FAR);
         self.sums.clear();
@@ -116,13 +133,24 @@ impl<'j, 'a> Worker<'j, 'a> {
             }
             let range = start..(start + tile_rows).min(block.end);
             let offset = start - block.start;
-            let place = TilePlace { offset, rows: range.len(), first_row: first_row + offset as u64 };
+            let place = TilePlace { offset, rows: range.len(), first_row };
             let mut rows = std::mem::take(&mut self.rows);
-            let slice = view.rows.slice(range.start, range.end);
-            let outcome = self.tile(&slice, &mut rows, &place, &queries, &slots, &mut result);
+            let outcome = if self.order.is_empty() {
+                let slice = view.rows.slice(range.start, range.end);
+                let next = view.rows.slice(range.end, (range.end + tile_rows).min(block.end));
+                self.tile(&slice, next.bytes(), &mut rows, &place, &queries, &slots, &mut result)
+            } else {
+                let (mut bytes, mut scales) =
+                    (std::mem::take(&mut self.gathered), std::mem::take(&mut self.gathered_scales));
+                let numbers = &self.order[place.offset..place.offset + place.rows];
+                let gathered = view.rows.gather(block.start, numbers, &mut bytes, &mut scales);
+                let outcome = self.tile(&gathered, &[], &mut rows, &place, &queries, &slots, &mut result);
+                (self.gathered, self.gathered_scales) = (bytes, scales);
+                outcome
+            };
             self.rows = rows;
             outcome.map_err(|error| match error.row {
-                Some(row) => error.row(row + place.first_row),
+                Some(row) => error.row(first_row + self.in_block(place.offset + row as usize) as u64),
                 None => error,
             })?;
         }
@@ -156,13 +184,24 @@ impl<'j, 'a> Worker<'j, 'a> {
         if largest > 0.0 {
             self.weight_unit = f64::from(largest).log2().floor().exp2();
         }
-        self.weights.extend(weights.iter().map(|&weight| (f64::from(weight) / self.weight_unit) as f32));
+        let unit = self.weight_unit;
+        for position in 0..weights.len() {
+            let weight = weights[self.in_block(position)];
+            self.weights.push((f64::from(weight) / unit) as f32);
+        }
     }
 
-    /// All panels of the batch against one tile of rows.
+    /// The row of the block that is taken at a position.
+    fn in_block(&self, position: usize) -> usize {
+        self.order.get(position).map_or(position, |&row| row as usize)
+    }
+
+    /// All panels of the batch against one tile of rows; meanwhile the bytes `next` are fetched.
+    #[allow(clippy::too_many_arguments)] // the places of one tile
     fn tile(
         &mut self,
         rows: &Rows<'_>,
+        next: &[u8],
         buffers: &mut TileRows,
         place: &TilePlace,
         queries: &Range<usize>,
@@ -171,98 +210,86 @@ impl<'j, 'a> Worker<'j, 'a> {
     ) -> Result<()> {
         let job = self.job;
         let request = job.request;
+        let facts = &job.queries;
         let (level, d, width) = (request.level, request.d, self.width);
         if !result.row_sum.is_empty() {
             let weights =
                 (!self.weights.is_empty()).then(|| &self.weights[place.offset..place.offset + place.rows]);
-            let (singles, _) = buffers.singles(rows, level)?;
-            level.add_rows(singles, d, weights, &mut self.row, &mut result.row_sum);
+            buffers.take_singles(rows, level)?;
+            level.add_rows(buffers.singles(rows), d, weights, &mut self.row, &mut result.row_sum);
         }
-        slots.runs(place.offset, place.rows, &mut self.runs);
+        slots.runs(place.offset, place.rows, &self.order, &mut self.runs);
         self.tile.resize(place.rows * width, 0.0);
-        if let Packed::I8 { .. } | Packed::I16 { .. } | Packed::OneI16 { .. } = &job.queries.packed {
-            match &job.queries.packed {
-                Packed::I8 { .. } => buffers.quantise_i8(rows, level)?,
-                _ => buffers.quantise(rows, level)?,
+        // Rows of the tile in the form that the panels take; with one query, their products at once.
+        match &facts.packed {
+            Packed::OneF32 => {
+                buffers.dots_one(rows, request.queries, AHEAD, level, &mut self.tile)?;
             }
-            let row_scales = RowScales { norms: &buffers.norms, scales: &buffers.scales };
-            self.load_halves(row_scales.norms);
-            self.panels(queries, |worker, panel, first, lanes| {
-                let dots = bytemuck::cast_slice_mut(&mut worker.tile);
-                worker.query_scales.fill(0.0);
-                match &job.queries.packed {
-                    Packed::I16 { d, panels, scales } => {
-                        level.dots_i16(
-                            &buffers.integers,
-                            *d,
-                            &panels[panel * d * width..][..d * width],
-                            dots,
-                        );
-                        worker.query_scales[..lanes.len()]
-                            .copy_from_slice(&scales[first..first + lanes.len()]);
-                    }
-                    Packed::I8 { d, panels, scales } => {
-                        let packed = &panels[panel * d * width..][..d * width];
-                        level.dots_i8(&buffers.bytes, &buffers.sums, *d, packed, dots);
-                        worker.query_scales[..lanes.len()]
-                            .copy_from_slice(&scales[first..first + lanes.len()]);
-                    }
-                    Packed::OneI16 { d, query, scale } => {
-                        level.dots_one_i16(&buffers.integers, *d, query, width, dots);
-                        worker.query_scales[0] = *scale;
-                    }
-                    _ => unreachable!("integers only"),
+            Packed::OneI16 { query, .. } => {
+                buffers.dots_one_i16(rows, query, AHEAD, level, bytemuck::cast_slice_mut(&mut self.tile))?;
+            }
+            Packed::I16 { .. } => buffers.quantise(rows, level)?,
+            Packed::I8 { .. } => buffers.quantise_i8(rows, level)?,
+            Packed::Differences(_) | Packed::F32(_) => buffers.take_singles(rows, level)?,
+        }
+        let buffers = &*buffers;
+        let (singles, norms) = (buffers.singles(rows), &buffers.norms);
+        self.load_halves(norms);
+        let panels = queries.len().div_ceil(width);
+        // The kernels fetch the next tile while the first panels are at work: as many bytes each as the tile takes in the form
+        // that the kernel reads.
+        let in_place = rows.dtype() == Dtype::F32;
+        let fetch = |index: usize, kernel_rows: &[u8]| {
+            let from = index * kernel_rows.len();
+            let at = if from < next.len() { next[from..].as_ptr() as usize } else { 0 };
+            if at == 0 { 4 * 12 * d } else { at.wrapping_sub(kernel_rows.as_ptr() as usize) }
+        };
+        for index in 0..panels {
+            let lanes = index * width..((index + 1) * width).min(queries.len());
+            let first = queries.start + lanes.start;
+            let panel = first / width;
+            let query_norms = &facts.sq_norms[first..first + width];
+            let scales = RowScales { norms, scales: &buffers.scales };
+            match &facts.packed {
+                Packed::Differences(panels) => {
+                    let packed = &panels[panel * d * width..][..d * width];
+                    level.sq_differences(singles, d, packed, &mut self.tile, &mut self.min);
                 }
-                let (norms, scales) = (&worker.query_norms, &worker.query_scales);
-                level.sq_distances_i32(&mut worker.tile, row_scales, norms, scales, &mut worker.min);
-                worker.finish_panel(rows, row_scales.norms, place, queries, &lanes, slots, result);
-            });
-        } else {
-            let (singles, norms) = buffers.singles(rows, level)?;
-            let first_panel = queries.start / width;
-            self.load_halves(norms);
-            self.panels(queries, |worker, panel, _, lanes| {
-                match &job.queries.packed {
-                    Packed::Differences(panels) => {
-                        let packed = &panels[panel * d * width..][..d * width];
-                        level.sq_differences(singles, d, packed, &mut worker.tile, &mut worker.min);
-                    }
-                    Packed::F32(panels) => {
-                        let packed = &panels[panel * d * width..][..d * width];
-                        // While the first panel is at work the next tile is fetched, later the next rows of this one.
-                        let ahead = if panel == first_panel || width <= 16 { singles.len() } else { 12 * d };
-                        level.dots(singles, d, packed, 4 * ahead, &mut worker.tile);
-                        level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
-                    }
-                    Packed::OneF32 => {
-                        level.dots_one(
-                            singles,
-                            d,
-                            request.queries,
-                            width,
-                            4 * singles.len(),
-                            &mut worker.tile,
-                        );
-                        level.sq_distances(&mut worker.tile, norms, &worker.query_norms, &mut worker.min);
-                    }
-                    Packed::I8 { .. } | Packed::I16 { .. } | Packed::OneI16 { .. } => {
-                        unreachable!("taken above")
-                    }
+                Packed::F32(panels) => {
+                    let packed = &panels[panel * d * width..][..d * width];
+                    // While the first panel is at work the next tile is fetched, later the next rows of this one.
+                    let ahead = match (in_place, index == 0 || width <= 16) {
+                        (true, true) => 4 * singles.len(),
+                        (true, false) => 4 * 12 * d,
+                        (false, _) => fetch(index, bytemuck::cast_slice(singles)),
+                    };
+                    level.dots(singles, d, packed, ahead, &mut self.tile);
+                    level.sq_distances(&mut self.tile, norms, query_norms, &mut self.min);
                 }
-                worker.finish_panel(rows, norms, place, queries, &lanes, slots, result);
-            });
+                Packed::OneF32 => level.sq_distances(&mut self.tile, norms, query_norms, &mut self.min),
+                Packed::I16 { d, panels, scales: query_scales } => {
+                    let packed = &panels[panel * d * width..][..d * width];
+                    let ahead = fetch(index, bytemuck::cast_slice(&buffers.integers));
+                    let dots = bytemuck::cast_slice_mut(&mut self.tile);
+                    level.dots_i16(&buffers.integers, *d, packed, ahead, dots);
+                    let query_scales = &query_scales[first..first + width];
+                    level.sq_distances_i32(&mut self.tile, scales, query_norms, query_scales, &mut self.min);
+                }
+                Packed::I8 { d, panels, scales: query_scales } => {
+                    let packed = &panels[panel * d * width..][..d * width];
+                    let dots = bytemuck::cast_slice_mut(&mut self.tile);
+                    let ahead = fetch(index, bytemuck::cast_slice(&buffers.bytes));
+                    level.dots_i8(&buffers.bytes, &buffers.sums, *d, packed, ahead, dots);
+                    let query_scales = &query_scales[first..first + width];
+                    level.sq_distances_i32(&mut self.tile, scales, query_norms, query_scales, &mut self.min);
+                }
+                Packed::OneI16 { scale, .. } => {
+                    level.sq_distances_i32(&mut self.tile, scales, query_norms, &[*scale], &mut self.min);
+                }
+            }
+            self.finish_panel(rows, norms, place, queries, &lanes, slots, result);
         }
         Ok(())
-    }
-
-    /// Calls `run` for each panel of the batch with its number, its first query and its lanes (counted in the batch).
-    fn panels(&mut self, queries: &Range<usize>, mut run: impl FnMut(&mut Self, usize, usize, Range<usize>)) {
-        let width = self.width;
-        for panel in 0..queries.len().div_ceil(width) {
-            let lanes = panel * width..((panel + 1) * width).min(queries.len());
-            self.load_lanes(queries.start, &lanes);
-            run(self, queries.start / width + panel, queries.start + lanes.start, lanes);
-        }
     }
 
     /// 1/(2‖x‖) of each row, where cosines are asked for.
@@ -287,7 +314,9 @@ impl<'j, 'a> Worker<'j, 'a> {
     ) {
         let level = self.job.request.level;
         self.hits.clear();
-        level.below(&self.tile, &self.min, &self.cut, &mut self.hits);
+        let first = queries.start + lanes.start;
+        let cuts = &self.cuts[lanes.start..lanes.start + self.width];
+        level.below(&self.tile, &self.min, cuts, &mut self.hits);
         if !self.hits.is_empty()
             && self.take_hits(rows, norms, place, queries.start, lanes.start, slots, result)
         {
@@ -295,31 +324,14 @@ impl<'j, 'a> Worker<'j, 'a> {
         }
         if self.job.request.max_cosine {
             self.run_min.fill(f32::NEG_INFINITY);
-            level.max_projection(&self.tile, norms, &self.halves, &self.query_norms, &mut self.run_min);
+            let query_norms = &self.job.queries.sq_norms[first..first + self.width];
+            level.max_projection(&self.tile, norms, &self.halves, query_norms, &mut self.run_min);
             for (max, &found) in result.max_projection[lanes.clone()].iter_mut().zip(&self.run_min) {
                 *max = max.max(found);
             }
         }
         if !self.job.exponents.is_empty() {
             self.add(lanes.start / self.width, queries.len().div_ceil(self.width), place.offset);
-        }
-    }
-
-    /// Norms and cuts of a panel's queries; lanes beyond the last query never hit.
-    fn load_lanes(&mut self, first_query: usize, lanes: &Range<usize>) {
-        let facts = &self.job.queries;
-        for lane in 0..self.width {
-            let query = lanes.start + lane;
-            if query < lanes.end {
-                self.query_norms[lane] = facts.sq_norms[first_query + query];
-                let bound = self.nearest.get(query).map_or(f64::NEG_INFINITY, TopK::bound);
-                // Ties may still enter (by a lower row), so the bound itself passes.
-                let bound = (bound.min(f64::from(FAR)) as f32).next_up();
-                self.cut[lane] = facts.near[first_query + query].max(bound);
-            } else {
-                self.query_norms[lane] = 0.0;
-                self.cut[lane] = f32::NEG_INFINITY;
-            }
         }
     }
 
@@ -343,11 +355,12 @@ impl<'j, 'a> Worker<'j, 'a> {
             let (row, lane) = (self.hits[index].0 as usize, self.hits[index].1 as usize);
             let in_batch = first_lane + lane;
             let query = first_query + in_batch;
-            let global_row = place.first_row + row as u64;
+            let in_block = self.in_block(place.offset + row);
+            let global_row = place.first_row + in_block as u64;
             let approximate = self.tile[row * self.width + lane];
             if approximate >= job.queries.near[query] {
                 let candidate = Neighbor { sq_distance: f64::from(approximate), row: global_row };
-                self.nearest[in_batch].push(candidate);
+                self.push_nearest(in_batch, query, candidate);
                 continue;
             }
             masked = true;
@@ -357,7 +370,7 @@ impl<'j, 'a> Worker<'j, 'a> {
             let exact = request.level.sq_distance(&self.row, vector);
             let is_duplicate = exact < job.queries.duplicate[query];
             let is_self = is_duplicate && request.exclude_rows.is_some_and(|rows| rows[query] == global_row);
-            let slot = slots.of(place.offset + row);
+            let slot = slots.of(in_block);
             let weight =
                 if self.weights.is_empty() { 1.0 } else { f64::from(self.weights[place.offset + row]) };
             if is_self || exact < request.exclude_within * request.exclude_within {
@@ -377,10 +390,19 @@ impl<'j, 'a> Worker<'j, 'a> {
             let log_weights = fused.map(|kernel| kernel.log_weight(exact) + log_weight);
             self.near.push(slot as u32, in_batch as u32, log_weights);
             if request.neighbors > 0 {
-                self.nearest[in_batch].push(Neighbor { sq_distance: exact, row: global_row });
+                self.push_nearest(in_batch, query, Neighbor { sq_distance: exact, row: global_row });
             }
         }
         masked
+    }
+
+    /// Takes a candidate for the nearest rows of a query, and what may still enter with it.
+    fn push_nearest(&mut self, in_batch: usize, query: usize, candidate: Neighbor) {
+        let nearest = &mut self.nearest[in_batch];
+        nearest.push(candidate);
+        // Ties may still enter (by a lower row), so the bound itself passes.
+        let bound = (nearest.bound().min(f64::from(FAR)) as f32).next_up();
+        self.cuts[in_batch] = self.job.queries.near[query].max(bound);
     }
 
     /// Adds the weights of a tile to the sums of its groups, run by run.
@@ -422,10 +444,13 @@ impl<'j, 'a> Worker<'j, 'a> {
                 }
                 for (index, &column) in job.fused.iter().enumerate() {
                     let kernel = &job.request.kernels[column];
-                    // The same single-precision g that the exponents were taken from.
-                    let g = if kernel.kernel.takes_root() { shift.sqrt() } else { shift };
+                    let exponent = &job.exponents[index];
+                    // The same single-precision g that the exponents were taken from. What the sum is relative to was rounded
+                    // twice, the coefficient and its product with g: only the second belongs to the sum.
+                    let g = f64::from(if exponent.root { shift.sqrt() } else { shift });
+                    let rounding = exponent.shift(shift) + f64::from(exponent.coefficient) * g;
                     let at = cell * 2 * kernels * width + 2 * width * index + lane;
-                    let max = -kernel.coefficient() * f64::from(g) + scale;
+                    let max = -kernel.coefficient() * g + rounding * std::f64::consts::LN_2 + scale;
                     group.sums[query * columns + column] =
                         LogSum::scaled(max, self.sums[at], self.sums[at + width]);
                 }
@@ -451,7 +476,7 @@ impl<'j, 'a> Worker<'j, 'a> {
     }
 }
 
-/// Where a tile lies: its offset in the block and its first global row.
+/// Where a tile lies: its first position in the block, and the global number of the block's first row.
 struct TilePlace {
     offset: usize,
     rows: usize,
@@ -495,17 +520,42 @@ impl Slots {
         self.of_row.get(row).map_or(0, |&slot| slot as usize)
     }
 
+    /// The rows of the block with those of one slot together, where they lie in runs too short to be summed at speed;
+    /// nothing where they don't. A function of the block alone, since it decides an order of summation.
+    fn order(&self, order: &mut Vec<u32>) {
+        /// Rows of a run from which on it costs little by itself, on average.
+        const LONG: usize = 64;
+        order.clear();
+        let runs = 1 + self.of_row.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        if self.of_row.len() >= runs * LONG || runs == self.codes.len() {
+            return;
+        }
+        // A counting sort: stable, so rows of one slot stay in order.
+        let mut next: Vec<u64> =
+            self.rows.iter().scan(0, |sum, &rows| Some(std::mem::replace(sum, *sum + rows))).collect();
+        order.resize(self.of_row.len(), 0);
+        for (row, &slot) in self.of_row.iter().enumerate() {
+            let position = &mut next[slot as usize];
+            order[*position as usize] = row as u32;
+            *position += 1;
+        }
+    }
+
     /// Runs of one slot within a tile: (first row, row after the last, slot), counted in the tile.
-    fn runs(&self, offset: usize, rows: usize, runs: &mut Vec<(usize, usize, usize)>) {
+    fn runs(&self, offset: usize, rows: usize, order: &[u32], runs: &mut Vec<(usize, usize, usize)>) {
         runs.clear();
+        if self.of_row.is_empty() {
+            runs.push((0, rows, 0));
+            return;
+        }
+        let slot_at = |row: usize| {
+            let position = offset + row;
+            self.of(order.get(position).map_or(position, |&row| row as usize))
+        };
         let mut start = 0;
         while start < rows {
-            let slot = self.of(offset + start);
-            let end = if self.of_row.is_empty() {
-                rows
-            } else {
-                (start + 1..rows).find(|&row| self.of(offset + row) != slot).unwrap_or(rows)
-            };
+            let slot = slot_at(start);
+            let end = (start + 1..rows).find(|&row| slot_at(row) != slot).unwrap_or(rows);
             runs.push((start, end, slot));
             start = end;
         }

@@ -28,6 +28,12 @@ fn for_each_shape(check: impl Fn(Level, usize)) {
     });
 }
 
+/// The same, and the column of one query.
+fn for_each_width(check: impl Fn(Level, usize)) {
+    for_each_shape(&check);
+    for_each_level(|level| check(level, 1));
+}
+
 fn for_each_level(check: impl Fn(Level)) {
     for level in Level::available() {
         println!("level {}", level.name());
@@ -65,11 +71,13 @@ fn dots_norms_and_distances_agree_with_double_precision() {
                         );
                     }
                 }
-                let mut one = vec![f32::NAN; n * width];
-                level.dots_one(&rows, d, &queries[..d], width, 4096, &mut one);
-                for (values, all) in one.chunks_exact(width).zip(tile.chunks_exact(width)) {
-                    assert!((f64::from(values[0]) - f64::from(all[0])).abs() < 2.0 * tolerance);
-                    assert!(values[1..].iter().all(|&value| value == 0.0));
+                let (mut one, mut squares) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+                let stored = Rows::new(bytemuck::cast_slice(&rows), Dtype::F32, n, d, None).unwrap();
+                assert!(level.dots_one(&stored, &queries[..d], 4096, &mut one, &mut squares));
+                for (i, row) in rows.chunks_exact(d).enumerate() {
+                    assert!((f64::from(one[i]) - f64::from(tile[i * width])).abs() < 2.0 * tolerance);
+                    let exact: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+                    assert!((f64::from(squares[i]) / exact - 1.0).abs() < 1e-6);
                 }
                 let mut norms = vec![0.0; n];
                 level.sq_norms(&rows, d, &mut norms);
@@ -122,7 +130,7 @@ fn integer_dots_are_exact_and_become_distances() {
             for n in ROWS {
                 let rows = integers(4, n * d);
                 let mut dots = vec![0_i32; n * width];
-                level.dots_i16(&rows, d, &panel, &mut dots);
+                level.dots_i16(&rows, d, &panel, 64, &mut dots);
                 let exact = |x: &[i16], q: &[i16]| -> i64 {
                     x.iter().zip(q).map(|(&x, &q)| i64::from(x) * i64::from(q)).sum()
                 };
@@ -131,13 +139,9 @@ fn integer_dots_are_exact_and_become_distances() {
                         assert_eq!(i64::from(dots[i * width + j]), exact(row, query), "{d} {n} {i} {j}");
                     }
                 }
-                let mut one = vec![-1_i32; n * width];
-                level.dots_one_i16(&rows, d, &queries[..d], width, &mut one);
-                assert!(
-                    one.iter()
-                        .enumerate()
-                        .all(|(at, &dot)| dot == if at % width == 0 { dots[at] } else { 0 })
-                );
+                let mut one = vec![-1_i32; n];
+                level.dots_one_i16(&rows, &queries[..d], &mut one);
+                assert!(one.iter().enumerate().all(|(i, &dot)| dot == dots[i * width]));
                 let row_scales: Vec<f32> = noise(5, n).iter().map(|x| 1e-4 * (x + 2.0)).collect();
                 let query_scales: Vec<f32> = noise(6, width).iter().map(|x| 1e-4 * (x + 2.0)).collect();
                 let norm = |v: &[i16], scale: f32| (exact(v, v) as f64 * f64::from(scale).powi(2)) as f32;
@@ -171,6 +175,42 @@ fn integer_dots_are_exact_and_become_distances() {
 }
 
 #[test]
+fn one_column_is_the_first_of_many() {
+    for_each_level(|level| {
+        let width = level.panel_width(1000);
+        for n in ROWS {
+            let dots = noise(21, n * width);
+            let norms: Vec<f32> = noise(22, n).iter().map(|x| x + 1.5).collect();
+            let halves: Vec<f32> = norms.iter().map(|norm| 0.5 / norm.sqrt()).collect();
+            let query_norms = vec![0.9; width];
+            let (mut wide, mut min) = (dots.clone(), vec![0.0; width]);
+            let (mut column, mut one) =
+                (dots.iter().step_by(width).copied().collect::<Vec<_>>(), vec![0.0; 1]);
+            level.sq_distances(&mut wide, &norms, &query_norms, &mut min);
+            level.sq_distances(&mut column, &norms, &query_norms[..1], &mut one);
+            assert!(wide.iter().step_by(width).zip(&column).all(|(a, b)| a == b));
+            assert_eq!(min[0], one[0]);
+            level.column_min(&column, &mut one);
+            assert_eq!(min[0], one[0]);
+            let (mut max, mut one) = (vec![f32::NEG_INFINITY; width], vec![f32::NEG_INFINITY; 1]);
+            level.max_projection(&wide, &norms, &halves, &query_norms, &mut max);
+            level.max_projection(&column, &norms, &halves, &query_norms[..1], &mut one);
+            assert_eq!(max[0], one[0]);
+            let scales = RowScales { norms: &norms, scales: &halves };
+            let integers: Vec<f32> =
+                dots.iter().map(|x| f32::from_bits(((x * 1e6) as i32).cast_unsigned())).collect();
+            let (mut wide, mut column) =
+                (integers.clone(), integers.iter().step_by(width).copied().collect::<Vec<_>>());
+            let mut one = vec![0.0; 1];
+            level.sq_distances_i32(&mut wide, scales, &query_norms, &vec![1e-6; width], &mut min);
+            level.sq_distances_i32(&mut column, scales, &query_norms[..1], &[1e-6], &mut one);
+            assert!(wide.iter().step_by(width).zip(&column).all(|(a, b)| a == b));
+            assert_eq!(min[0], one[0]);
+        }
+    });
+}
+
+#[test]
 fn dots_of_bytes_are_exact() {
     for_each_shape(|level, width| {
         for d in DIMS.map(|d| d.next_multiple_of(4)) {
@@ -189,7 +229,7 @@ fn dots_of_bytes_are_exact() {
                 let sums: Vec<i32> =
                     unsigned.chunks_exact(d).map(|row| level.copy_i8(row, &mut vec![0; d]).0).collect();
                 let mut dots = vec![0_i32; n * width];
-                level.dots_i8(&rows, &sums, d, &panel, &mut dots);
+                level.dots_i8(&rows, &sums, d, &panel, 64, &mut dots);
                 for (i, row) in rows.chunks_exact(d).enumerate() {
                     for (j, query) in queries.chunks_exact(d).enumerate() {
                         let exact: i32 =
@@ -215,8 +255,70 @@ fn quantising_rounds_to_the_nearest() {
 }
 
 #[test]
+fn rows_become_integers_of_one_norm_with_their_scales() {
+    for_each_level(|level| {
+        for d in DIMS {
+            for n in [0, 1, 2, 13] {
+                let mut values = noise(11, n * d);
+                // A row without direction.
+                values.iter_mut().take(d).for_each(|value| *value = 0.0);
+                let halves: Vec<u8> =
+                    values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+                for (bytes, dtype) in [(bytemuck::cast_slice(&values), Dtype::F32), (&halves[..], Dtype::F16)]
+                {
+                    let rows = Rows::new(bytes, dtype, n, d, None).unwrap();
+                    let stride = d + 3;
+                    let (mut integers, mut norms, mut scales) =
+                        (vec![7_i16; n * stride], vec![0.0; n], vec![0.0; n]);
+                    let mut into =
+                        Integers { stride, values: &mut integers, norms: &mut norms, scales: &mut scales };
+                    assert!(level.quantise_rows(&rows, 32_000.0, &mut into));
+                    let mut row = vec![0.0; d];
+                    for i in 0..n {
+                        rows.read_f32(i, &mut row);
+                        let exact: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+                        assert!((f64::from(norms[i]) - exact).abs() <= 1e-6 * exact);
+                        for (k, &x) in row.iter().enumerate() {
+                            let back = f64::from(integers[i * stride + k]) * f64::from(scales[i]);
+                            assert!(
+                                (back - f64::from(x)).abs() <= 0.51 * f64::from(scales[i]),
+                                "{d} {i} {k}"
+                            );
+                        }
+                        assert!(integers[i * stride + d..(i + 1) * stride].iter().all(|&x| x == 7));
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn bytes_widen_and_multiply_exactly() {
+    for_each_level(|level| {
+        for d in DIMS {
+            let n = 300_usize.div_ceil(d);
+            let bytes: Vec<u8> = (0..n * d).map(|i| i as u8).collect();
+            let query: Vec<i16> = noise(12, d).iter().map(|x| (x * 32_767.0) as i16).collect();
+            let (mut wide, mut squares) = (vec![9_i16; n * (d + 1)], vec![-1; n]);
+            level.widen_i8(&bytes, d, d + 1, &mut wide, &mut squares);
+            let (mut dots, mut again) = (vec![-1; n], vec![-1; n]);
+            level.dots_one_i8(&bytes, &query, 0, &mut dots, &mut again);
+            assert_eq!(squares, again);
+            for (i, row) in bytes.chunks_exact(d).enumerate() {
+                let row: Vec<i32> = row.iter().map(|x| i32::from(x.cast_signed())).collect();
+                assert_eq!(squares[i], row.iter().map(|x| x * x).sum::<i32>());
+                assert_eq!(dots[i], row.iter().zip(&query).map(|(x, &q)| x * i32::from(q)).sum::<i32>());
+                assert!(row.iter().zip(&wide[i * (d + 1)..]).all(|(x, &y)| *x == i32::from(y)));
+                assert_eq!(wide[i * (d + 1) + d], 9);
+            }
+        }
+    });
+}
+
+#[test]
 fn hits_are_exactly_the_values_below_the_cut() {
-    for_each_shape(|level, width| {
+    for_each_width(|level, width| {
         for n in ROWS {
             let tile: Vec<f32> = noise(7, n * width).iter().map(|x| x + 1.0).collect();
             let cut: Vec<f32> =
@@ -237,7 +339,7 @@ fn hits_are_exactly_the_values_below_the_cut() {
 
 #[test]
 fn kernel_sums_agree_with_double_precision_at_any_shift() {
-    for_each_shape(|level, width| {
+    for_each_width(|level, width| {
         let exponents: Vec<Exponent> =
             [(true, 3.0_f32), (false, 0.7), (true, 40.0), (false, 90.0), (true, 0.01)]
                 .map(|(root, coefficient)| Exponent { root, coefficient })
@@ -268,8 +370,8 @@ fn kernel_sums_agree_with_double_precision_at_any_shift() {
                 for (index, exponent) in exponents.iter().enumerate() {
                     for lane in 0..width {
                         let g = |x: f32| if exponent.root { f64::from(x).sqrt() } else { f64::from(x) };
-                        let shift = g(min_state[lane]);
-                        let e = |x: f32| (f64::from(exponent.coefficient) * (shift - g(x))).exp2();
+                        let shift = exponent.shift(min_state[lane]);
+                        let e = |x: f32| (-f64::from(exponent.coefficient) * g(x) - shift).exp2();
                         let truth: f64 = all[lane].iter().map(|&(x, w)| e(x) * f64::from(w)).sum();
                         let truth_sq: f64 =
                             all[lane].iter().map(|&(x, w)| (e(x) * f64::from(w)).powi(2)).sum();
@@ -287,7 +389,7 @@ fn kernel_sums_agree_with_double_precision_at_any_shift() {
 
 #[test]
 fn masked_values_and_distant_ones_weigh_nothing() {
-    for_each_shape(|level, width| {
+    for_each_width(|level, width| {
         let exponents =
             [Exponent { root: true, coefficient: 1.0 }, Exponent { root: false, coefficient: 1e3 }];
         let mut min_state = vec![FAR; width];
@@ -311,7 +413,9 @@ fn half_precision_widens_exactly() {
         for n in [0, 1, 7, 8, 9, 15, 16, 17, bytes.len() / 2] {
             let rows = Rows::new(&bytes[..2 * n], Dtype::F16, n, 1, None).unwrap();
             let mut wide = vec![f32::NAN; n];
-            level.widen(&rows, &mut wide);
+            let mut norms = vec![f32::NAN; n];
+            level.widen(&rows, &mut wide, &mut norms);
+            assert!(norms.iter().zip(&wide).all(|(norm, value)| *norm == value * value));
             for (value, bytes) in wide.iter().zip(bytes.chunks_exact(2)) {
                 assert_eq!(*value, half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
             }

@@ -3,7 +3,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::tile::{self, Exponent, Lanes, PanelSums};
+use super::rows;
+use super::tile::{self, Lanes};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 16;
@@ -31,14 +32,28 @@ unsafe impl Lanes for V8 {
         Self(unsafe { _mm256_loadu_ps(from) })
     }
     #[inline(always)]
-    unsafe fn load_integers(from: *const f32) -> Self {
-        // SAFETY: the caller vouches for 8 readable values.
-        Self(unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())) })
+    fn integers(self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(self.0)) })
+    }
+    #[inline(always)]
+    unsafe fn load_half(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for 16 readable bytes.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 8 writable values.
         unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        // SAFETY: the caller vouches for 8 writable integers.
+        unsafe {
+            let integers = _mm256_cvtps_epi32(self.0);
+            let (low, high) = (_mm256_castsi256_si128(integers), _mm256_extracti128_si256::<1>(integers));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
+        }
     }
     #[inline(always)]
     fn prefetch(at: *const f32) {
@@ -86,6 +101,52 @@ unsafe impl Lanes for V8 {
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0)) as u32 }
     }
     #[inline(always)]
+    fn total(self) -> f64 {
+        // SAFETY: see `splat`; there is room for four.
+        unsafe {
+            let low = _mm256_cvtps_pd(_mm256_castps256_ps128(self.0));
+            let high = _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(self.0));
+            let mut sums = [0.0; 4];
+            _mm256_storeu_pd(sums.as_mut_ptr(), _mm256_add_pd(low, high));
+            (sums[0] + sums[1]) + (sums[2] + sums[3])
+        }
+    }
+    #[inline(always)]
+    fn widen_row_i8(row: &[u8], out: &mut [i16]) -> i32 {
+        assert!(row.len() == out.len());
+        let whole = row.len() - row.len() % 16;
+        // SAFETY: see `splat`; k + 16 ≤ the length of both.
+        let sum = unsafe {
+            let mut squares = _mm256_setzero_si256();
+            for k in (0..whole).step_by(16) {
+                let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(row.as_ptr().add(k).cast()));
+                _mm256_storeu_si256(out.as_mut_ptr().add(k).cast(), x);
+                squares = _mm256_add_epi32(squares, _mm256_madd_epi16(x, x));
+            }
+            sum_integers(squares)
+        };
+        sum + rows::widen_row_i8(&row[whole..], &mut out[whole..])
+    }
+    #[inline(always)]
+    fn dot_and_square_i8(row: &[u8], query: &[i16]) -> (i32, i32) {
+        assert!(row.len() == query.len());
+        let whole = row.len() - row.len() % 16;
+        let (dot, square) = rows::dot_and_square_i8(&row[whole..], &query[whole..]);
+        // SAFETY: see `splat`; k + 16 ≤ the length of both.
+        unsafe {
+            let (mut dots, mut squares) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            for k in (0..whole).step_by(16) {
+                let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(row.as_ptr().add(k).cast()));
+                dots = _mm256_add_epi32(
+                    dots,
+                    _mm256_madd_epi16(x, _mm256_loadu_si256(query.as_ptr().add(k).cast())),
+                );
+                squares = _mm256_add_epi32(squares, _mm256_madd_epi16(x, x));
+            }
+            (dot + sum_integers(dots), square + sum_integers(squares))
+        }
+    }
+    #[inline(always)]
     fn exp2(self) -> Self {
         /// Adding it leaves the rounded integer in the low bits of the mantissa.
         const ROUND: f32 = 12_582_912.0;
@@ -98,6 +159,15 @@ unsafe impl Lanes for V8 {
             Self(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(power.0), exponent)))
         }
     }
+}
+
+/// Sum of the eight integers.
+#[inline(always)]
+fn sum_integers(integers: __m256i) -> i32 {
+    let mut lanes = [0_i32; 8];
+    // SAFETY: AVX2 was detected (contract of `Lanes`); there is room for eight.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), integers) };
+    lanes.into_iter().sum()
 }
 
 /// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
@@ -222,7 +292,7 @@ macro_rules! step {
 /// `rows` points to ROWS rows of `steps` pairs, `panel` to `steps` × WIDTH pairs, `out` to ROWS × WIDTH values.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[rustfmt::skip]
-unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut i32) {
+unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, ahead: usize, out: *mut i32) {
     let stride = 4 * steps;
     // SAFETY: reads and writes stay inside what the caller vouches for; prefetches may point anywhere.
     unsafe {
@@ -234,7 +304,8 @@ unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut
             "test {fours}, {fours}",
             "jz 3f",
             "2:",
-            "prefetcht0 byte ptr [{b1} + 4*{s}]",
+            // As many bytes as the six rows take here.
+            "prefetcht0 byte ptr [{ahead}]", "prefetcht0 byte ptr [{ahead} + 64]", "add {ahead}, 96",
             step!("0", "0"), step!("4", "64"), step!("8", "128"), step!("12", "192"),
             "add {b0}, 16", "add {b1}, 16", "add {q}, 256",
             "dec {fours}",
@@ -256,6 +327,7 @@ unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut
             b1 = inout(reg) rows.wrapping_byte_add(3 * stride) => _,
             q = inout(reg) panel => _,
             s = in(reg) stride,
+            ahead = inout(reg) rows.wrapping_byte_add(ahead) => _,
             fours = inout(reg) steps / 4 => _,
             rest = inout(reg) steps % 4 => _,
             out = in(reg) out,
@@ -270,7 +342,7 @@ unsafe fn micro_i16(rows: *const i16, steps: usize, panel: *const i16, out: *mut
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
 /// is [d/2][width][2].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], ahead: usize, out: &mut [i32]) {
     let (n, width) = (rows.len() / d, panel.len() / d);
     assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * width && out.len() == n * width);
     if width == NARROW {
@@ -278,36 +350,28 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
     }
     assert!(width == WIDTH);
     if n < ROWS {
-        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| dots_i16(rows, d, panel, out));
+        return super::with_padding(rows, d, ROWS, WIDTH, out, |rows, out| {
+            dots_i16(rows, d, panel, ahead, out)
+        });
     }
     super::each_micro_tile(n, ROWS, |row| {
         // SAFETY: rows row..row + ROWS lie inside both.
         unsafe {
-            micro_i16(rows.as_ptr().add(row * d), d / 2, panel.as_ptr(), out.as_mut_ptr().add(row * WIDTH))
+            micro_i16(
+                rows.as_ptr().add(row * d),
+                d / 2,
+                panel.as_ptr(),
+                ahead,
+                out.as_mut_ptr().add(row * WIDTH),
+            )
         }
     });
 }
 
 /// Dot products of 8-bit rows with a panel of shifted 8-bit queries: the compiler's own code, never the faster choice here.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], _ahead: usize, out: &mut [i32]) {
     tile::dots_i8(rows, sums, d, panel, out);
 }
 
-/// Half to single precision.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {
-    let n = to.len();
-    assert!(from.len() == 2 * n);
-    let whole = n - n % 8;
-    for i in (0..whole).step_by(8) {
-        // SAFETY: i + 8 ≤ n.
-        unsafe {
-            let half = _mm_loadu_si128(from.as_ptr().add(2 * i).cast());
-            _mm256_storeu_ps(to.as_mut_ptr().add(i), _mm256_cvtph_ps(half));
-        }
-    }
-    super::portable::widen_f16(&from[2 * whole..], &mut to[whole..]);
-}
-
-super::instantiate!("avx2,fma,f16c", V8);
+super::instantiate!(#[target_feature(enable = "avx2,fma,f16c")], V8);

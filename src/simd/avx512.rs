@@ -3,7 +3,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::tile::{self, Exponent, Lanes, PanelSums};
+use super::rows;
+use super::tile::{self, Lanes};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 32;
@@ -31,14 +32,24 @@ unsafe impl Lanes for V16 {
         Self(unsafe { _mm512_loadu_ps(from) })
     }
     #[inline(always)]
-    unsafe fn load_integers(from: *const f32) -> Self {
-        // SAFETY: the caller vouches for 16 readable values.
-        Self(unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) })
+    fn integers(self) -> Self {
+        // SAFETY: see `splat`.
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(self.0)) })
+    }
+    #[inline(always)]
+    unsafe fn load_half(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for 32 readable bytes.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 16 writable values.
         unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        // SAFETY: the caller vouches for 16 writable integers.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0))) }
     }
     #[inline(always)]
     fn prefetch(at: *const f32) {
@@ -84,6 +95,50 @@ unsafe impl Lanes for V16 {
     fn less(self, other: Self) -> u32 {
         // SAFETY: see `splat`.
         u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn total(self) -> f64 {
+        // SAFETY: see `splat`.
+        unsafe {
+            let low = _mm512_cvtps_pd(_mm512_castps512_ps256(self.0));
+            let high = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(self.0));
+            _mm512_reduce_add_pd(_mm512_add_pd(low, high))
+        }
+    }
+    #[inline(always)]
+    fn widen_row_i8(row: &[u8], out: &mut [i16]) -> i32 {
+        assert!(row.len() == out.len());
+        let whole = row.len() - row.len() % 32;
+        // SAFETY: see `splat`; k + 32 ≤ the length of both.
+        let sum = unsafe {
+            let mut squares = _mm512_setzero_si512();
+            for k in (0..whole).step_by(32) {
+                let x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(row.as_ptr().add(k).cast()));
+                _mm512_storeu_si512(out.as_mut_ptr().add(k).cast(), x);
+                squares = _mm512_add_epi32(squares, _mm512_madd_epi16(x, x));
+            }
+            _mm512_reduce_add_epi32(squares)
+        };
+        sum + rows::widen_row_i8(&row[whole..], &mut out[whole..])
+    }
+    #[inline(always)]
+    fn dot_and_square_i8(row: &[u8], query: &[i16]) -> (i32, i32) {
+        assert!(row.len() == query.len());
+        let whole = row.len() - row.len() % 32;
+        let (dot, square) = rows::dot_and_square_i8(&row[whole..], &query[whole..]);
+        // SAFETY: see `splat`; k + 32 ≤ the length of both.
+        unsafe {
+            let (mut dots, mut squares) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            for k in (0..whole).step_by(32) {
+                let x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(row.as_ptr().add(k).cast()));
+                dots = _mm512_add_epi32(
+                    dots,
+                    _mm512_madd_epi16(x, _mm512_loadu_si512(query.as_ptr().add(k).cast())),
+                );
+                squares = _mm512_add_epi32(squares, _mm512_madd_epi16(x, x));
+            }
+            (dot + _mm512_reduce_add_epi32(dots), square + _mm512_reduce_add_epi32(squares))
+        }
     }
     #[inline(always)]
     fn exp2(self) -> Self {
@@ -468,7 +523,7 @@ narrow_kernel!(
 /// Dot products of 8-bit rows (sums Σ x) with a panel of queries shifted by 128: out[row][lane], exact in 32 bits. `d` is
 /// a multiple of 4, `panel` is [d/4][width][4].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], ahead: usize, out: &mut [i32]) {
     let (n, width) = (sums.len(), panel.len() / d);
     assert!(rows.len() == d * n && d.is_multiple_of(4) && panel.len() == d * width && out.len() == n * width);
     assert!(width == WIDTH || width == NARROW);
@@ -486,9 +541,9 @@ pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &m
             let from = rows.as_ptr().add(row * d).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             if width == WIDTH {
-                micro_i8(from, d, d / 4, panel.as_ptr(), true, d * ROWS, to);
+                micro_i8(from, d, d / 4, panel.as_ptr(), true, ahead, to);
             } else {
-                narrow_i8(from, d, d / 4, panel.as_ptr(), true, 0, to);
+                narrow_i8(from, d, d / 4, panel.as_ptr(), true, ahead, to);
             }
         }
     });
@@ -497,7 +552,7 @@ pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &m
 /// Dot products of 16-bit rows with a panel of 16-bit queries: out[row][lane], exact in 32 bits. `d` is even, `panel`
 /// is [d/2][width][2].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], ahead: usize, out: &mut [i32]) {
     let (n, width) = (rows.len() / d, panel.len() / d);
     assert!(rows.len() == d * n && d.is_multiple_of(2) && panel.len() == d * width && out.len() == n * width);
     assert!(width == WIDTH || width == NARROW);
@@ -506,7 +561,9 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
     }
     let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
     if n < size {
-        return super::with_padding(rows, d, size, width, out, |rows, out| dots_i16(rows, d, panel, out));
+        return super::with_padding(rows, d, size, width, out, |rows, out| {
+            dots_i16(rows, d, panel, ahead, out)
+        });
     }
     super::each_micro_tile(n, size, |row| {
         // SAFETY: rows row..row + size lie inside both; VNNI was detected.
@@ -514,9 +571,9 @@ pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
             let from = rows.as_ptr().add(row * d).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             if width == WIDTH {
-                micro_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, 2 * d * ROWS, to);
+                micro_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, ahead, to);
             } else {
-                narrow_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, 0, to);
+                narrow_i16(from, 2 * d, d / 2, panel.as_ptr().cast(), false, ahead, to);
             }
         }
     });
@@ -531,20 +588,4 @@ fn dots_i16_plain(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
     }
 }
 
-/// Half to single precision.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {
-    let n = to.len();
-    assert!(from.len() == 2 * n);
-    let whole = n - n % 16;
-    for i in (0..whole).step_by(16) {
-        // SAFETY: i + 16 ≤ n.
-        unsafe {
-            let half = _mm256_loadu_si256(from.as_ptr().add(2 * i).cast());
-            _mm512_storeu_ps(to.as_mut_ptr().add(i), _mm512_cvtph_ps(half));
-        }
-    }
-    super::portable::widen_f16(&from[2 * whole..], &mut to[whole..]);
-}
-
-super::instantiate!("avx512f,avx512bw,avx512vl,avx512dq", V16);
+super::instantiate!(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")], V16);

@@ -4,9 +4,11 @@
 //! tile, never per pair. `portable` is the readable reference; `agree` holds the others to it.
 
 mod level;
+mod one;
 pub mod peak;
 mod portable;
 mod prove;
+mod rows;
 mod tile;
 
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod avx512;
 
 pub use level::Level;
 use level::Set;
+pub(crate) use rows::Integers;
 pub(crate) use tile::{Exponent, FAR, PanelSums, RowScales};
 
 use crate::rows::{Dtype, Rows};
@@ -27,144 +30,125 @@ use crate::rows::{Dtype, Rows};
 /// worst error of a log density fell from 1.5e-5 with one chain to 6.4e-6 with three.
 const CHAIN: usize = 128;
 
-/// Stamps out the generic tile functions for one instruction set.
-#[cfg(target_arch = "x86_64")]
+/// Stamps out the generic functions of tiles and rows for one instruction set.
 macro_rules! instantiate {
-    ($features:literal, $lanes:ty) => {
-        #[target_feature(enable = $features)]
-        pub(super) fn sq_distances(
-            tile: &mut [f32],
-            row_norms: &[f32],
-            query_norms: &[f32],
-            min: &mut [f32],
-        ) {
-            tile::sq_distances::<$lanes>(tile, min.len(), row_norms, query_norms, min);
+    ($(#[$features:meta],)? $lanes:ty) => {
+        $(#[$features])?
+        pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f32], min: &mut [f32])  {
+            tile::sq_distances::<$lanes>(tile, min.len(), row_norms, query_norms, min)
         }
 
-        #[target_feature(enable = $features)]
-        pub(super) fn sq_distances_i32(
-            tile: &mut [f32],
-            rows: super::RowScales<'_>,
-            query_norms: &[f32],
-            query_scales: &[f32],
-            min: &mut [f32],
-        ) {
-            tile::sq_distances_i32::<$lanes>(tile, min.len(), rows, query_norms, query_scales, min);
+        $(#[$features])?
+        pub(super) fn sq_distances_i32(tile: &mut [f32], rows: crate::simd::RowScales<'_>, query_norms: &[f32], query_scales: &[f32], min: &mut [f32])  {
+            tile::sq_distances_i32::<$lanes>(tile, min.len(), rows, query_norms, query_scales, min)
         }
 
-        #[target_feature(enable = $features)]
-        pub(super) fn dots_one(
-            rows: &[f32],
-            d: usize,
-            query: &[f32],
-            width: usize,
-            ahead: usize,
-            out: &mut [f32],
-        ) {
-            tile::dots_one::<$lanes>(rows, d, query, width, ahead, out);
+        $(#[$features])?
+        pub(super) fn sq_differences(rows: &[f32], d: usize, panel: &[f32], tile: &mut [f32], min: &mut [f32])  {
+            tile::sq_differences::<$lanes>(rows, d, panel, min.len(), tile, min)
         }
 
-        #[target_feature(enable = $features)]
-        pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
-            tile::dots_one_i16(rows, d, query, width, out);
+        $(#[$features])?
+        pub(super) fn column_min(tile: &[f32], min: &mut [f32])  {
+            tile::column_min::<$lanes>(tile, min.len(), min)
         }
 
-        #[target_feature(enable = $features)]
+        $(#[$features])?
+        pub(super) fn max_projection(tile: &[f32], row_norms: &[f32], halves: &[f32], query_norms: &[f32], max: &mut [f32])  {
+            tile::max_projection::<$lanes>(tile, max.len(), row_norms, halves, query_norms, max)
+        }
+
+        $(#[$features])?
+        pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>)  {
+            tile::below::<$lanes>(tile, min.len(), min, cut, hits)
+        }
+
+        $(#[$features])?
+        pub(super) fn accumulate(tile: &mut [f32], min: &[f32], weights: Option<&[f32]>, exponents: &[crate::simd::Exponent], into: &mut crate::simd::PanelSums<'_>)  {
+            tile::accumulate::<$lanes>(tile, min.len(), min, weights, exponents, into)
+        }
+
+        $(#[$features])?
+        pub(super) fn sq_norms_f32(rows: &[u8], d: usize, norms: &mut [f32])  {
+            rows::sq_norms::<$lanes, rows::Single>(rows, d, norms)
+        }
+
+        $(#[$features])?
+        pub(super) fn widen_f16(rows: &[u8], d: usize, to: &mut [f32], norms: &mut [f32])  {
+            rows::widen::<$lanes, rows::Half>(rows, d, to, norms)
+        }
+
+        $(#[$features])?
+        pub(super) fn quantise_f32(rows: &[u8], d: usize, norm: f64, into: &mut crate::simd::Integers<'_>)  {
+            rows::quantise_rows::<$lanes, rows::Single>(rows, d, norm, into)
+        }
+
+        $(#[$features])?
+        pub(super) fn quantise_f16(rows: &[u8], d: usize, norm: f64, into: &mut crate::simd::Integers<'_>)  {
+            rows::quantise_rows::<$lanes, rows::Half>(rows, d, norm, into)
+        }
+
+        $(#[$features])?
+        pub(super) fn quantise(row: &[u8], factor: f32, out: &mut [i16])  {
+            rows::quantise::<$lanes, rows::Single>(row, factor, out)
+        }
+
+        $(#[$features])?
+        pub(super) fn widen_i8(rows: &[u8], d: usize, stride: usize, out: &mut [i16], squares: &mut [i32])  {
+            rows::widen_i8::<$lanes>(rows, d, stride, out, squares)
+        }
+
+        $(#[$features])?
+        pub(super) fn dots_one_f32(rows: &[u8], query: &[f32], ahead: usize, dots: &mut [f32], norms: &mut [f32])  {
+            rows::dots_one::<$lanes, rows::Single>(rows, query, ahead, dots, norms)
+        }
+
+        $(#[$features])?
+        pub(super) fn dots_one_f16(rows: &[u8], query: &[f32], ahead: usize, dots: &mut [f32], norms: &mut [f32])  {
+            rows::dots_one::<$lanes, rows::Half>(rows, query, ahead, dots, norms)
+        }
+
+        $(#[$features])?
+        pub(super) fn dots_one_i8(rows: &[u8], query: &[i16], ahead: usize, dots: &mut [i32], squares: &mut [i32])  {
+            rows::dots_one_i8::<$lanes>(rows, query, ahead, dots, squares)
+        }
+
+        $(#[$features])?
+        pub(super) fn dots_one_i16(rows: &[i16], query: &[i16], dots: &mut [i32])  {
+            rows::dots_one_i16(rows, query, dots)
+        }
+
+        $(#[$features])?
         pub(super) fn quantise_i8(row: &[f32], factor: f32, out: &mut [i8]) -> i32 {
-            tile::quantise_i8(row, factor, out)
+            rows::quantise_i8(row, factor, out)
         }
 
-        #[target_feature(enable = $features)]
+        $(#[$features])?
         pub(super) fn copy_i8(row: &[u8], out: &mut [i8]) -> (i32, i32) {
-            tile::copy_i8(row, out)
+            rows::copy_i8(row, out)
         }
 
-        #[target_feature(enable = $features)]
-        pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
-            tile::widen_i8(row, out)
+        $(#[$features])?
+        pub(super) fn add_rows(tile: &[f32], d: usize, weights: Option<&[f32]>, scratch: &mut [f32], sum: &mut [f64])  {
+            rows::add_rows(tile, d, weights, scratch, sum)
         }
 
-        #[target_feature(enable = $features)]
-        pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
-            tile::quantise(row, factor, out);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn sq_differences(
-            rows: &[f32],
-            d: usize,
-            panel: &[f32],
-            tile: &mut [f32],
-            min: &mut [f32],
-        ) {
-            tile::sq_differences::<$lanes>(rows, d, panel, min.len(), tile, min);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
-            tile::column_min::<$lanes>(tile, min.len(), min);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn max_projection(
-            tile: &[f32],
-            row_norms: &[f32],
-            halves: &[f32],
-            query_norms: &[f32],
-            max: &mut [f32],
-        ) {
-            tile::max_projection::<$lanes>(tile, max.len(), row_norms, halves, query_norms, max);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
-            tile::below::<$lanes>(tile, min.len(), min, cut, hits);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn accumulate(
-            tile: &mut [f32],
-            min: &[f32],
-            weights: Option<&[f32]>,
-            exponents: &[Exponent],
-            into: &mut PanelSums<'_>,
-        ) {
-            tile::accumulate::<$lanes>(tile, min.len(), min, weights, exponents, into);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {
-            tile::sq_norms(tile, d, norms);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn add_rows(
-            tile: &[f32],
-            d: usize,
-            weights: Option<&[f32]>,
-            scratch: &mut [f32],
-            sum: &mut [f64],
-        ) {
-            tile::add_rows(tile, d, weights, scratch, sum);
-        }
-
-        #[target_feature(enable = $features)]
+        $(#[$features])?
         pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
             tile::sq_distance(row, query)
         }
 
-        #[target_feature(enable = $features)]
+        $(#[$features])?
         pub(super) fn manhattan(row: &[f32], query: &[f32]) -> f64 {
             tile::manhattan(row, query)
         }
 
-        #[target_feature(enable = $features)]
+        $(#[$features])?
         pub(super) fn inner_product(row: &[f32], query: &[f32]) -> f64 {
             tile::inner_product(row, query)
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
 use instantiate;
 
 /// Runs a kernel that needs at least `least` rows on fewer: on a copy filled up with zeros.
@@ -235,27 +219,45 @@ impl Level {
         dispatch!(self, dots(rows, d, panel, ahead, out));
     }
 
-    /// Dot products of rows with one query, into lane 0 of each row of `out` (`width` lanes, zeros beside it).
+    /// Dot products of rows with one query and ‖x‖² of each row, in one pass over memory `ahead` bytes of which are fetched
+    /// in front; false, and nothing done, where rows of this type are not read in place.
     pub(crate) fn dots_one(
         self,
-        rows: &[f32],
-        d: usize,
+        rows: &Rows<'_>,
         query: &[f32],
-        width: usize,
         ahead: usize,
-        out: &mut [f32],
+        dots: &mut [f32],
+        norms: &mut [f32],
+    ) -> bool {
+        match rows.dtype() {
+            Dtype::F32 => dispatch!(self, dots_one_f32(rows.bytes(), query, ahead, dots, norms)),
+            Dtype::F16 => dispatch!(self, dots_one_f16(rows.bytes(), query, ahead, dots, norms)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Dot products of 8-bit rows with one 16-bit query, and ‖x‖² of the integers, exact in 32 bits.
+    pub(crate) fn dots_one_i8(
+        self,
+        rows: &[u8],
+        query: &[i16],
+        ahead: usize,
+        dots: &mut [i32],
+        squares: &mut [i32],
     ) {
-        dispatch!(self, dots_one(rows, d, query, width, ahead, out));
+        dispatch!(self, dots_one_i8(rows, query, ahead, dots, squares));
     }
 
-    /// The same for 16-bit integers, exact in 32 bits.
-    pub(crate) fn dots_one_i16(self, rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
-        dispatch!(self, dots_one_i16(rows, d, query, width, out));
+    /// Dot products of 16-bit rows with one query, exact in 32 bits.
+    pub(crate) fn dots_one_i16(self, rows: &[i16], query: &[i16], dots: &mut [i32]) {
+        dispatch!(self, dots_one_i16(rows, query, dots));
     }
 
-    /// Dot products of 16-bit rows with a packed panel ([d/2][width][2], d even): out[row][lane], exact in 32 bits.
-    pub(crate) fn dots_i16(self, rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
-        dispatch!(self, dots_i16(rows, d, panel, out));
+    /// Dot products of 16-bit rows with a packed panel ([d/2][width][2], d even): out[row][lane], exact in 32 bits. As much
+    /// memory as the rows take is fetched `ahead` bytes (modulo 2⁶⁴) from them.
+    pub(crate) fn dots_i16(self, rows: &[i16], d: usize, panel: &[i16], ahead: usize, out: &mut [i32]) {
+        dispatch!(self, dots_i16(rows, d, panel, ahead, out));
     }
 
     /// Integer dot products (the bits of the tile) to squared distances, in place, with the smallest of each column.
@@ -280,9 +282,17 @@ impl Level {
     }
 
     /// Dot products of 8-bit rows (sums Σ x) with a packed panel of queries shifted by 128 ([d/4][width][4], d a
-    /// multiple of 4): out[row][lane], exact in 32 bits.
-    pub(crate) fn dots_i8(self, rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
-        dispatch!(self, dots_i8(rows, sums, d, panel, out));
+    /// multiple of 4): out[row][lane], exact in 32 bits. `ahead` as for `dots_i16`.
+    pub(crate) fn dots_i8(
+        self,
+        rows: &[i8],
+        sums: &[i32],
+        d: usize,
+        panel: &[u8],
+        ahead: usize,
+        out: &mut [i32],
+    ) {
+        dispatch!(self, dots_i8(rows, sums, d, panel, ahead, out));
     }
 
     /// Values times a factor as 8-bit integers, |value · factor| < 127.5; returns their sum.
@@ -295,14 +305,25 @@ impl Level {
         dispatch!(self, copy_i8(row, out))
     }
 
-    /// 8-bit values to 16 bits; returns the sum of their squares.
-    pub(crate) fn widen_i8(self, row: &[u8], out: &mut [i16]) -> i32 {
-        dispatch!(self, widen_i8(row, out))
+    /// 8-bit rows to 16 bits, `stride` apart, with the sum of squares of each.
+    pub(crate) fn widen_i8(self, rows: &[u8], d: usize, stride: usize, out: &mut [i16], squares: &mut [i32]) {
+        dispatch!(self, widen_i8(rows, d, stride, out, squares));
     }
 
     /// Values times a factor as 16-bit integers; |value · factor| must stay below 2¹⁵.
     pub(crate) fn quantise(self, row: &[f32], factor: f32, out: &mut [i16]) {
-        dispatch!(self, quantise(row, factor, out));
+        dispatch!(self, quantise(bytemuck::cast_slice(row), factor, out));
+    }
+
+    /// Rows as stored, scaled to a norm and rounded to 16-bit integers; false, and nothing done, where rows of this type
+    /// are not read in place.
+    pub(crate) fn quantise_rows(self, rows: &Rows<'_>, norm: f64, into: &mut Integers<'_>) -> bool {
+        match rows.dtype() {
+            Dtype::F32 => dispatch!(self, quantise_f32(rows.bytes(), rows.dim(), norm, into)),
+            Dtype::F16 => dispatch!(self, quantise_f16(rows.bytes(), rows.dim(), norm, into)),
+            _ => return false,
+        }
+        true
     }
 
     /// Dot products to squared distances, in place, with the smallest of each column.
@@ -364,7 +385,7 @@ impl Level {
 
     /// ‖x‖² of each row of d values.
     pub(crate) fn sq_norms(self, tile: &[f32], d: usize, norms: &mut [f32]) {
-        dispatch!(self, sq_norms(tile, d, norms));
+        dispatch!(self, sq_norms_f32(bytemuck::cast_slice(tile), d, norms));
     }
 
     /// Adds weight · row to `sum`; `scratch` has d values.
@@ -394,14 +415,15 @@ impl Level {
         dispatch!(self, inner_product(row, query))
     }
 
-    /// Writes rows as stored (scales applied) in single precision.
-    pub(crate) fn widen(self, rows: &Rows<'_>, to: &mut [f32]) {
+    /// Writes rows as stored (scales applied) in single precision, with ‖x‖² of each.
+    pub(crate) fn widen(self, rows: &Rows<'_>, to: &mut [f32], norms: &mut [f32]) {
         match rows.dtype() {
-            Dtype::F16 => dispatch!(self, widen_f16(rows.bytes(), to)),
+            Dtype::F16 => dispatch!(self, widen_f16(rows.bytes(), rows.dim(), to, norms)),
             _ => {
                 for (i, row) in to.chunks_exact_mut(rows.dim()).enumerate() {
                     rows.read_f32(i, row);
                 }
+                self.sq_norms(to, rows.dim(), norms);
             }
         }
     }

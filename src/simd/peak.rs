@@ -188,13 +188,9 @@ mod tests {
     #[test]
     fn rates_are_of_a_real_machine() {
         let time = Duration::from_millis(40);
-        let mut last = 0.0;
         for level in Level::available() {
             let found = arithmetic(level, 1, time);
             assert!(found.operations > 2e8 && found.operations < 1e13, "{found:?}");
-            // Wider vectors do not do less (a fifth left for a busy host).
-            assert!(found.operations > 0.8 * last, "{} {found:?} after {last:e}", level.name());
-            last = found.operations;
             if let Some(clock) = found.implied_clock {
                 assert!((2e8..8e9).contains(&clock), "{found:?}");
             }

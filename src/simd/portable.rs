@@ -1,6 +1,7 @@
 //! The readable reference: plain Rust that every CPU runs. The other levels must agree with it.
 
-use super::tile::{self, Exponent, Lanes, PanelSums, RowScales};
+use super::rows;
+use super::tile::{self, Lanes};
 
 /// Queries of one panel.
 pub(super) const WIDTH: usize = 16;
@@ -31,14 +32,24 @@ unsafe impl Lanes for Eight {
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
     #[inline(always)]
-    unsafe fn load_integers(from: *const f32) -> Self {
-        // SAFETY: the caller vouches for 8 values; the read may be unaligned.
-        Self(unsafe { from.cast::<[i32; 8]>().read_unaligned() }.map(|value| value as f32))
+    fn integers(self) -> Self {
+        Self(self.0.map(|value| value.to_bits().cast_signed() as f32))
+    }
+    #[inline(always)]
+    unsafe fn load_half(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for 16 readable bytes; the read may be unaligned.
+        let halves = unsafe { from.cast::<[[u8; 2]; 8]>().read_unaligned() };
+        Self(halves.map(|bytes| half::f16::from_le_bytes(bytes).to_f32()))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller vouches for 8 values; the write may be unaligned.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16) {
+        // SAFETY: the caller vouches for 8 integers; the write may be unaligned.
+        unsafe { to.cast::<[i16; 8]>().write_unaligned(self.0.map(rows::round_i16)) }
     }
     #[inline(always)]
     fn prefetch(_: *const f32) {}
@@ -74,6 +85,18 @@ unsafe impl Lanes for Eight {
     #[inline(always)]
     fn less(self, other: Self) -> u32 {
         (0..8).map(|i| u32::from(self.0[i] < other.0[i]) << i).sum()
+    }
+    #[inline(always)]
+    fn total(self) -> f64 {
+        self.0.into_iter().map(f64::from).sum()
+    }
+    #[inline(always)]
+    fn widen_row_i8(row: &[u8], out: &mut [i16]) -> i32 {
+        rows::widen_row_i8(row, out)
+    }
+    #[inline(always)]
+    fn dot_and_square_i8(row: &[u8], query: &[i16]) -> (i32, i32) {
+        rows::dot_and_square_i8(row, query)
     }
     #[inline(always)]
     fn exp2(self) -> Self {
@@ -112,119 +135,16 @@ fn dots_wide<const WIDTH: usize>(rows: &[f32], d: usize, panel: &[f32], out: &mu
 }
 
 /// Dot products of 16-bit rows with a panel of 16-bit queries ([d/2][width][2]): out[row][lane], exact in 32 bits.
-pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], out: &mut [i32]) {
+pub(super) fn dots_i16(rows: &[i16], d: usize, panel: &[i16], _ahead: usize, out: &mut [i32]) {
     match panel.len() / d {
         NARROW => tile::dots_i16::<NARROW>(rows, d, panel, out),
         _ => tile::dots_i16::<WIDTH>(rows, d, panel, out),
     }
 }
 
-pub(super) fn dots_one(rows: &[f32], d: usize, query: &[f32], width: usize, ahead: usize, out: &mut [f32]) {
-    tile::dots_one::<Eight>(rows, d, query, width, ahead, out);
-}
-
-pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
-    tile::dots_one_i16(rows, d, query, width, out);
-}
-
-pub(super) fn sq_distances_i32(
-    tile: &mut [f32],
-    rows: RowScales<'_>,
-    query_norms: &[f32],
-    query_scales: &[f32],
-    min: &mut [f32],
-) {
-    tile::sq_distances_i32::<Eight>(tile, min.len(), rows, query_norms, query_scales, min);
-}
-
 /// Dot products of 8-bit rows with a panel of shifted 8-bit queries: out[row][lane], exact in 32 bits.
-pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &mut [i32]) {
+pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], _ahead: usize, out: &mut [i32]) {
     tile::dots_i8(rows, sums, d, panel, out);
 }
 
-pub(super) fn quantise_i8(row: &[f32], factor: f32, out: &mut [i8]) -> i32 {
-    tile::quantise_i8(row, factor, out)
-}
-
-pub(super) fn copy_i8(row: &[u8], out: &mut [i8]) -> (i32, i32) {
-    tile::copy_i8(row, out)
-}
-
-pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
-    tile::widen_i8(row, out)
-}
-
-pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
-    tile::quantise(row, factor, out);
-}
-
-pub(super) fn sq_distances(tile: &mut [f32], row_norms: &[f32], query_norms: &[f32], min: &mut [f32]) {
-    tile::sq_distances::<Eight>(tile, min.len(), row_norms, query_norms, min);
-}
-
-pub(super) fn sq_differences(rows: &[f32], d: usize, panel: &[f32], tile: &mut [f32], min: &mut [f32]) {
-    tile::sq_differences::<Eight>(rows, d, panel, min.len(), tile, min);
-}
-
-pub(super) fn column_min(tile: &[f32], min: &mut [f32]) {
-    tile::column_min::<Eight>(tile, min.len(), min);
-}
-
-pub(super) fn max_projection(
-    tile: &[f32],
-    row_norms: &[f32],
-    halves: &[f32],
-    query_norms: &[f32],
-    max: &mut [f32],
-) {
-    tile::max_projection::<Eight>(tile, max.len(), row_norms, halves, query_norms, max);
-}
-
-pub(super) fn below(tile: &[f32], min: &[f32], cut: &[f32], hits: &mut Vec<(u32, u32)>) {
-    tile::below::<Eight>(tile, min.len(), min, cut, hits);
-}
-
-pub(super) fn accumulate(
-    tile: &mut [f32],
-    min: &[f32],
-    weights: Option<&[f32]>,
-    exponents: &[Exponent],
-    into: &mut PanelSums<'_>,
-) {
-    tile::accumulate::<Eight>(tile, min.len(), min, weights, exponents, into);
-}
-
-pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {
-    tile::sq_norms(tile, d, norms);
-}
-
-pub(super) fn add_rows(
-    tile: &[f32],
-    d: usize,
-    weights: Option<&[f32]>,
-    scratch: &mut [f32],
-    sum: &mut [f64],
-) {
-    tile::add_rows(tile, d, weights, scratch, sum);
-}
-
-pub(super) fn sq_distance(row: &[f32], query: &[f32]) -> f64 {
-    tile::sq_distance(row, query)
-}
-
-/// ‖x − q‖₁ in double precision.
-pub(super) fn manhattan(row: &[f32], query: &[f32]) -> f64 {
-    tile::manhattan(row, query)
-}
-
-/// ⟨x, q⟩ in double precision.
-pub(super) fn inner_product(row: &[f32], query: &[f32]) -> f64 {
-    tile::inner_product(row, query)
-}
-
-/// Half to single precision.
-pub(super) fn widen_f16(from: &[u8], to: &mut [f32]) {
-    for (bytes, value) in from.chunks_exact(2).zip(to) {
-        *value = half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    }
-}
+super::instantiate!(Eight);

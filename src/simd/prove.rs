@@ -3,7 +3,8 @@
 //! A CPU (or an emulator, or a compiler) that gets an instruction wrong would give wrong densities without a sign. The
 //! check takes about a millisecond.
 
-use super::{Exponent, Level, PanelSums, RowScales, pack_panel, pack_panel_i8, pack_panel_i16};
+use super::{Exponent, Integers, Level, PanelSums, RowScales, pack_panel, pack_panel_i8, pack_panel_i16};
+use crate::rows::{Dtype, Rows};
 
 /// Dimensions and rows of the check: whole steps and rests of every loop.
 const D: usize = 86;
@@ -31,8 +32,7 @@ fn results(level: Level, width: usize) -> Vec<f64> {
     let mut panel = vec![0.0; width * D];
     pack_panel(&queries, D, width, &mut panel);
     let (mut tile, mut min) = (vec![0.0; ROWS * width], vec![0.0; width]);
-    level.dots_one(&rows, D, &queries[..D], width, 0, &mut tile);
-    all.extend(tile.iter().map(|&x| f64::from(x)));
+    all.extend(one_query(level, &rows, &queries[..D]));
     level.sq_differences(&rows, D, &panel, &mut tile, &mut min);
     all.extend(tile.iter().chain(&min).map(|&x| f64::from(x)));
     // The portable path knows its own two widths only; other widths are summed up here.
@@ -81,7 +81,7 @@ fn results(level: Level, width: usize) -> Vec<f64> {
             }
         }
     } else {
-        level.dots_i16(&integers, D, &packed, &mut dots);
+        level.dots_i16(&integers, D, &packed, 0, &mut dots);
     }
     all.extend(dots.iter().map(|&x| f64::from(x)));
     let mut tile: Vec<f32> = dots.iter().map(|&dot| f32::from_bits(dot.cast_unsigned())).collect();
@@ -100,12 +100,43 @@ fn results(level: Level, width: usize) -> Vec<f64> {
     }
     let mut packed = vec![0; width * padded];
     pack_panel_i8(&query_bytes, padded, width, &mut packed);
-    level.dots_i8(&bytes, &sums, padded, &packed, &mut dots);
+    level.dots_i8(&bytes, &sums, padded, &packed, 0, &mut dots);
     all.extend(dots.iter().map(|&x| f64::from(x)));
-    let bytes: Vec<u8> = (0..=255).collect();
-    let mut wide = vec![0; 256];
-    all.push(f64::from(level.widen_i8(&bytes, &mut wide)));
-    all.extend(wide.iter().map(|&x| f64::from(x)));
+    all
+}
+
+/// What the kernels of one query make of rows of every type.
+fn one_query(level: Level, rows: &[f32], query: &[f32]) -> Vec<f64> {
+    let halves: Vec<u8> = rows.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+    let mut all = Vec::new();
+    let exponents = [(true, 0.7), (false, 0.01)].map(|(root, coefficient)| Exponent { root, coefficient });
+    for (bytes, dtype) in [(bytemuck::cast_slice(rows), Dtype::F32), (&halves[..], Dtype::F16)] {
+        let Ok(rows) = Rows::new(bytes, dtype, ROWS, D, None) else { return Vec::new() };
+        let (mut tile, mut norms, mut min) = ([0.0; ROWS], [0.0; ROWS], [0.0]);
+        level.dots_one(&rows, query, 0, &mut tile, &mut norms);
+        all.extend(tile.iter().chain(&norms).map(|&x| f64::from(x)));
+        level.sq_distances(&mut tile, &norms, &[30.0], &mut min);
+        let (mut shift, mut sums) = ([super::FAR], [0.0; 4]);
+        let mut into = PanelSums { min: &mut shift, sums: &mut sums };
+        level.accumulate(&mut tile, &min, None, &exponents, &mut into);
+        all.extend(sums.into_iter().chain([f64::from(min[0])]));
+        let (mut values, mut scales) = (vec![0; ROWS * D], [0.0; ROWS]);
+        let mut into = Integers { stride: D, values: &mut values, norms: &mut norms, scales: &mut scales };
+        level.quantise_rows(&rows, 1000.0, &mut into);
+        all.extend(values.iter().map(|&x| f64::from(x)).chain(scales.iter().map(|&x| f64::from(x))));
+        let mut widened = vec![0.0; ROWS * D];
+        level.widen(&rows, &mut widened, &mut norms);
+        all.extend(widened.iter().chain(&norms).map(|&x| f64::from(x)));
+    }
+    let bytes: Vec<u8> = (0..ROWS * D).map(|i| (i * 37 % 255) as u8 ^ 0x80).collect();
+    let query: Vec<i16> = (0..D).map(|i| (i * 331 % 30_000) as i16 - 15_000).collect();
+    let (mut dots, mut squares, mut wide) = ([0; ROWS], [0; ROWS], vec![0; ROWS * D]);
+    level.dots_one_i8(&bytes, &query, 0, &mut dots, &mut squares);
+    all.extend(dots.iter().chain(&squares).map(|&x| f64::from(x)));
+    level.widen_i8(&bytes, D, D, &mut wide, &mut squares);
+    all.extend(wide.iter().map(|&x| f64::from(x)).chain(squares.iter().map(|&x| f64::from(x))));
+    level.dots_one_i16(&wide, &query, &mut dots);
+    all.extend(dots.iter().map(|&x| f64::from(x)));
     all
 }
 

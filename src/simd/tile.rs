@@ -6,10 +6,13 @@
 //!
 //! ```text
 //! sq_distances:  t ← max(x² + q² − 2t, 0),  min over rows
-//! accumulate:    g = √t or t;  e = 2^(c·(g_min − g));  sum += w e;  sum_sq += (w e)²
+//! accumulate:    g = √t or t;  e = 2^(s − c·g), s = c·g_min;  sum += w e;  sum_sq += (w e)²
 //! ```
-//! The shift of every exponential is the smallest distance met so far in the block (per query and group), so the
-//! argument is never positive and is exact where it matters: at the rows that decide the sum.
+//! The shift of every exponential is that of the smallest distance met so far in the block (per query and group), so the
+//! argument is never positive but by a rounding, and small where it matters: at the rows that decide the sum. s is rounded
+//! to single precision once and s − c·g once more (it is fused); `Exponent::shift` says what a sum at that shift stands for.
+
+use super::one;
 
 /// Stands for "no row here": far enough that every kernel is zero, near enough that its square root and sums stay finite.
 pub(crate) const FAR: f32 = f32::from_bits((127 + 100) << 23);
@@ -24,14 +27,21 @@ pub(super) unsafe trait Lanes: Copy {
     /// # Safety
     /// `from` points to N readable values.
     unsafe fn load(from: *const f32) -> Self;
-    /// Signed 32-bit integers as values.
+    /// The bits of the values as signed 32-bit integers, converted.
+    fn integers(self) -> Self;
+    /// Half-precision values.
     ///
     /// # Safety
-    /// `from` points to N readable integers.
-    unsafe fn load_integers(from: *const f32) -> Self;
+    /// `from` points to 2·N readable bytes.
+    unsafe fn load_half(from: *const u8) -> Self;
     /// # Safety
     /// `to` points to N writable values.
     unsafe fn store(self, to: *mut f32);
+    /// Rounded to the nearest 16-bit integers, ties to even; all within ±2¹⁵.
+    ///
+    /// # Safety
+    /// `to` points to N writable integers.
+    unsafe fn store_i16(self, to: *mut i16);
     /// Asks for the cache line at an address, which need not be valid.
     fn prefetch(at: *const f32);
     fn add(self, other: Self) -> Self;
@@ -46,6 +56,12 @@ pub(super) unsafe trait Lanes: Copy {
     fn less(self, other: Self) -> u32;
     /// 2^self for self ≤ 0; 0 or at most 2^-125 where the argument is below −125.
     fn exp2(self) -> Self;
+    /// Sum of the lanes in double precision.
+    fn total(self) -> f64;
+    /// A row of 8-bit integers to 16 bits; returns ‖x‖².
+    fn widen_row_i8(row: &[u8], out: &mut [i16]) -> i32;
+    /// ⟨x,q⟩ and ‖x‖² of a row of 8-bit integers, exact in 32 bits.
+    fn dot_and_square_i8(row: &[u8], query: &[i16]) -> (i32, i32);
 }
 
 /// Coefficients of a polynomial p(f) ≈ 2^f on [−½, ½] with p(0) = 1: greatest relative error 1.6e-7 in single precision.
@@ -72,6 +88,15 @@ pub(crate) struct Exponent {
     pub coefficient: f32,
 }
 
+impl Exponent {
+    /// log₂ of the weight to which a sum at the squared distance `min` is relative: −s, in double precision, as `accumulate`
+    /// rounds it.
+    pub(crate) fn shift(&self, min: f32) -> f64 {
+        let g = if self.root { min.sqrt() } else { min };
+        -f64::from(g * self.coefficient)
+    }
+}
+
 /// Sums of one panel (width queries) for one group of rows within a block.
 ///
 /// `sums` holds, for each exponent, `width` sums of weights and then `width` sums of their squares, relative to the
@@ -91,6 +116,10 @@ pub(super) fn sq_distances<V: Lanes>(
     min: &mut [f32],
 ) {
     assert!(tile.len() == width * row_norms.len() && query_norms.len() == width && min.len() == width);
+    if width == 1 {
+        min[0] = one::sq_distances::<V>(tile, row_norms, query_norms[0]);
+        return;
+    }
     let minus_two = V::splat(-2.0);
     let zero = V::splat(0.0);
     for v in (0..width).step_by(V::N) {
@@ -107,61 +136,6 @@ pub(super) fn sq_distances<V: Lanes>(
             }
             smallest.store(min.as_mut_ptr().add(v));
         }
-    }
-}
-
-/// Dot products of each row with one query, along the dimensions, into lane 0 of each row of `out` (`width` lanes).
-///
-/// `ahead` bytes in front of what is read are fetched: with one query a scan waits for memory alone.
-#[inline(always)]
-pub(super) fn dots_one<V: Lanes>(
-    rows: &[f32],
-    d: usize,
-    query: &[f32],
-    width: usize,
-    ahead: usize,
-    out: &mut [f32],
-) {
-    /// Accumulators: enough to hide the latency of a multiply-add.
-    const CHAINS: usize = 4;
-    assert!(query.len() == d && out.len() * d == rows.len() * width);
-    let whole = d - d % (CHAINS * V::N);
-    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
-        let mut sums = [V::splat(0.0); CHAINS];
-        let mut k = 0;
-        while k < whole {
-            for (chain, sum) in sums.iter_mut().enumerate() {
-                let at = k + chain * V::N;
-                // SAFETY: at + N ≤ d, the length of both.
-                unsafe {
-                    let x = row.as_ptr().add(at);
-                    V::prefetch(x.wrapping_byte_add(ahead));
-                    *sum = V::load(x).mul_add(V::load(query.as_ptr().add(at)), *sum);
-                }
-            }
-            k += CHAINS * V::N;
-        }
-        let mut parts = [0.0_f32; 16];
-        // SAFETY: N ≤ 16.
-        unsafe { sums[0].add(sums[1]).add(sums[2].add(sums[3])).store(parts.as_mut_ptr()) };
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                parts[i] += parts[i + half];
-            }
-        }
-        let rest: f32 = row[whole..].iter().zip(&query[whole..]).map(|(x, q)| x * q).sum();
-        out.fill(0.0);
-        out[0] = parts[0] + rest;
-    }
-}
-
-/// The same for 16-bit integers, exact in 32 bits.
-#[inline(always)]
-pub(super) fn dots_one_i16(rows: &[i16], d: usize, query: &[i16], width: usize, out: &mut [i32]) {
-    assert!(query.len() == d && out.len() * d == rows.len() * width);
-    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
-        out.fill(0);
-        out[0] = row.iter().zip(query).map(|(&x, &q)| i32::from(x) * i32::from(q)).sum();
     }
 }
 
@@ -186,6 +160,10 @@ pub(super) fn sq_distances_i32<V: Lanes>(
 ) {
     assert!(tile.len() == width * rows.norms.len() && rows.scales.len() == rows.norms.len());
     assert!(query_norms.len() == width && query_scales.len() == width && min.len() == width);
+    if width == 1 {
+        min[0] = one::sq_distances_i32::<V>(tile, rows, query_norms[0], query_scales[0]);
+        return;
+    }
     let zero = V::splat(0.0);
     for v in (0..width).step_by(V::N) {
         // SAFETY: v + N ≤ width (width is a multiple of N), and row·width + v + N ≤ tile.len() by the assertion.
@@ -195,7 +173,7 @@ pub(super) fn sq_distances_i32<V: Lanes>(
             let mut smallest = V::splat(FAR);
             let mut at = tile.as_mut_ptr().add(v);
             for (&norm, &row_scale) in rows.norms.iter().zip(rows.scales) {
-                let dot = V::load_integers(at).mul(scale);
+                let dot = V::load(at).integers().mul(scale);
                 let d2 = dot.mul_add(V::splat(-2.0 * row_scale), V::splat(norm).add(query)).max(zero);
                 d2.store(at);
                 smallest = smallest.min(d2);
@@ -240,53 +218,6 @@ pub(super) fn dots_i8(rows: &[i8], sums: &[i32], d: usize, panel: &[u8], out: &m
     }
 }
 
-/// Values times a factor, rounded to the nearest 8-bit integer; |value · factor| stays below 127.5. Returns their sum.
-#[inline(always)]
-pub(super) fn quantise_i8(row: &[f32], factor: f32, out: &mut [i8]) -> i32 {
-    let mut sum = 0;
-    for (into, &value) in out.iter_mut().zip(row) {
-        // As in `quantise`: the integer stands in the low bits of the mantissa.
-        let integer = (value * factor + 12_582_912.0).to_bits() as i8;
-        *into = integer;
-        sum += i32::from(integer);
-    }
-    sum
-}
-
-/// Copies 8-bit rows; returns Σ x and Σ x².
-#[inline(always)]
-pub(super) fn copy_i8(row: &[u8], out: &mut [i8]) -> (i32, i32) {
-    let (mut sum, mut squares) = (0, 0);
-    for (into, &byte) in out.iter_mut().zip(row) {
-        *into = byte.cast_signed();
-        sum += i32::from(*into);
-        squares += i32::from(*into) * i32::from(*into);
-    }
-    (sum, squares)
-}
-
-/// Values times a factor, rounded to the nearest 16-bit integer (ties to even). |value · factor| stays below 2¹⁵.
-#[inline(always)]
-pub(super) fn quantise(row: &[f32], factor: f32, out: &mut [i16]) {
-    /// Adding it leaves the rounded integer in the low bits of the mantissa.
-    const ROUND: f32 = 12_582_912.0;
-    for (into, &value) in out.iter_mut().zip(row) {
-        *into = (value * factor + ROUND).to_bits() as i16;
-    }
-}
-
-/// 8-bit rows to 16 bits; returns the sum of squares.
-#[inline(always)]
-pub(super) fn widen_i8(row: &[u8], out: &mut [i16]) -> i32 {
-    let mut sum = 0;
-    for (into, &byte) in out.iter_mut().zip(row) {
-        let value = i16::from(byte.cast_signed());
-        *into = value;
-        sum += i32::from(value) * i32::from(value);
-    }
-    sum
-}
-
 /// Squared distances from differences, Σ (x − q)², with the smallest of each column: for few dimensions, where the
 /// cancellation in x² + q² − 2⟨x,q⟩ would cost more accuracy than the subtraction costs time.
 #[inline(always)]
@@ -321,6 +252,10 @@ pub(super) fn sq_differences<V: Lanes>(
 #[inline(always)]
 pub(super) fn column_min<V: Lanes>(tile: &[f32], width: usize, min: &mut [f32]) {
     assert!(tile.len().is_multiple_of(width) && min.len() == width);
+    if width == 1 {
+        min[0] = one::min::<V>(tile);
+        return;
+    }
     for v in (0..width).step_by(V::N) {
         let mut smallest = V::splat(FAR);
         for row in 0..tile.len() / width {
@@ -346,6 +281,10 @@ pub(super) fn max_projection<V: Lanes>(
 ) {
     assert!(tile.len() == width * halves.len() && row_norms.len() == halves.len());
     assert!(max.len() == width && query_norms.len() == width);
+    if width == 1 {
+        max[0] = one::max_projection::<V>(tile, row_norms, halves, query_norms[0], max[0]);
+        return;
+    }
     for v in (0..width).step_by(V::N) {
         // SAFETY: v + N ≤ width and row·width + v + N ≤ tile.len().
         unsafe {
@@ -371,6 +310,12 @@ pub(super) fn below<V: Lanes>(
     hits: &mut Vec<(u32, u32)>,
 ) {
     assert!(tile.len().is_multiple_of(width) && min.len() == width && cut.len() == width);
+    if width == 1 {
+        if min[0] < cut[0] {
+            one::below::<V>(tile, cut[0], hits);
+        }
+        return;
+    }
     for v in (0..width).step_by(V::N) {
         // SAFETY: v + N ≤ width and row·width + v + N ≤ tile.len().
         unsafe {
@@ -407,6 +352,9 @@ pub(super) fn accumulate<V: Lanes>(
     assert!(
         into.sums.len() == 2 * width * exponents.len() && weights.is_none_or(|weights| weights.len() == rows)
     );
+    if width == 1 {
+        return one::accumulate::<V>(tile, min[0], weights, exponents, into);
+    }
     for v in (0..width).step_by(V::N) {
         // SAFETY: v + N ≤ width, the length of all three.
         let shift = unsafe {
@@ -451,9 +399,10 @@ unsafe fn rescale<V: Lanes>(
 ) {
     let mut factors = [0.0_f32; 16];
     for (index, exponent) in exponents.iter().enumerate() {
-        let difference = if exponent.root { new.sqrt().sub(old.sqrt()) } else { new.sub(old) };
+        let (new, old) = if exponent.root { (new.sqrt(), old.sqrt()) } else { (new, old) };
+        let c = V::splat(exponent.coefficient);
         // SAFETY: N ≤ 16.
-        unsafe { difference.mul(V::splat(exponent.coefficient)).exp2().store(factors.as_mut_ptr()) };
+        unsafe { new.mul(c).sub(old.mul(c)).exp2().store(factors.as_mut_ptr()) };
         let (plain, squares) = sums[2 * width * index..][..2 * width].split_at_mut(width);
         for lane in 0..V::N {
             let factor = f64::from(factors[lane]);
@@ -477,7 +426,8 @@ fn add_weights<V: Lanes, const ROOT: bool, const KEEP: bool>(
     /// Rows worked on together, to hide the latency of the exponential and to shorten the chains of single-precision sums.
     const UNROLL: usize = 4;
     let rows = tile.len() / width;
-    let c = V::splat(coefficient);
+    let shift = shift.mul(V::splat(coefficient));
+    let c = V::splat(-coefficient);
     let mut sum = [V::splat(0.0); UNROLL];
     let mut sum_sq = [V::splat(0.0); UNROLL];
     let base = tile.as_mut_ptr();
@@ -512,7 +462,7 @@ fn add_weights<V: Lanes, const ROOT: bool, const KEEP: bool>(
     }
 }
 
-/// Kernel weights of N values of a tile.
+/// Kernel weights of N values of a tile: 2^(shift + coefficient · g).
 ///
 /// # Safety
 /// `at` points to N readable and writable values.
@@ -531,44 +481,7 @@ unsafe fn weight_at<V: Lanes, const ROOT: bool, const KEEP: bool>(
                 g.store(at);
             }
         }
-        shift.sub(g).mul(coefficient).exp2()
-    }
-}
-
-/// ‖x‖² of each row, summed in single precision along 16 chains and across them in double.
-#[inline(always)]
-pub(super) fn sq_norms(tile: &[f32], d: usize, norms: &mut [f32]) {
-    for (row, norm) in tile.chunks_exact(d).zip(norms) {
-        let mut chains = [0.0_f32; 16];
-        let (whole, rest) = row.as_chunks::<16>();
-        for part in whole {
-            for (chain, x) in chains.iter_mut().zip(part) {
-                *chain += x * x;
-            }
-        }
-        let tail: f64 = rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        *norm = (chains.iter().map(|&chain| f64::from(chain)).sum::<f64>() + tail) as f32;
-    }
-}
-
-/// Adds weight · row to `sum` for all rows of a tile.
-#[inline(always)]
-pub(super) fn add_rows(
-    tile: &[f32],
-    d: usize,
-    weights: Option<&[f32]>,
-    scratch: &mut [f32],
-    sum: &mut [f64],
-) {
-    scratch.fill(0.0);
-    for (i, row) in tile.chunks_exact(d).enumerate() {
-        let weight = weights.map_or(1.0, |weights| weights[i]);
-        for (into, x) in scratch.iter_mut().zip(row) {
-            *into += weight * x;
-        }
-    }
-    for (into, &x) in sum.iter_mut().zip(scratch.iter()) {
-        *into += f64::from(x);
+        g.mul_add(coefficient, shift).exp2()
     }
 }
 
