@@ -33,6 +33,21 @@ fn peak_arithmetic(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<(f6
     Ok((found.operations, found.implied_clock))
 }
 
+/// The highest rates of integer arithmetic at the current level, operations per second: (16 bits, 8 bits or None).
+#[pyfunction]
+fn peak_integers(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<(f64, Option<f64>)> {
+    let level = Level::current().map_err(|error| to_python(py, &error))?;
+    let (threads, time) = (threads.max(1), Duration::from_secs_f64(seconds));
+    Ok(py.detach(|| (peak::arithmetic_i16(level, threads, time), peak::arithmetic_i8(level, threads, time))))
+}
+
+/// Operations per second of the micro-kernel of one thread on operands in the first-level cache.
+#[pyfunction]
+fn cached_dots(py: Python<'_>, seconds: f64) -> PyResult<f64> {
+    let level = Level::current().map_err(|error| to_python(py, &error))?;
+    Ok(py.detach(|| peak::cached_dots(level, Duration::from_secs_f64(seconds))))
+}
+
 /// The clock of one thread in Hz, None where it can't be measured.
 #[pyfunction]
 fn clock(py: Python<'_>, seconds: f64) -> Option<f64> {
@@ -50,6 +65,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(simd_level, module)?)?;
     module.add_function(wrap_pyfunction!(simd_notice, module)?)?;
     module.add_function(wrap_pyfunction!(peak_arithmetic, module)?)?;
+    module.add_function(wrap_pyfunction!(peak_integers, module)?)?;
+    module.add_function(wrap_pyfunction!(cached_dots, module)?)?;
     module.add_function(wrap_pyfunction!(clock, module)?)?;
     module.add_function(wrap_pyfunction!(read_bandwidth, module)?)?;
     module.add_function(wrap_pyfunction!(simd_levels, module)?)

@@ -5,6 +5,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, Rows};
 use crate::simd::{Integers, Level};
 
+/// Bytes apart at which rows compete for the same few places of a first-level cache (32 KB, 8 ways).
+const CONFLICT: usize = 2048;
+
 /// Buffers for the rows of a tile; reused from tile to tile of one job. Values between the end of a row and the stride are
 /// zeros: they are never written.
 #[derive(Default)]
@@ -13,6 +16,8 @@ pub(super) struct TileRows {
     pub norms: Vec<f32>,
     /// Rows in single precision, where they are not stored so.
     widened: Vec<f32>,
+    /// The same apart by another stride than d, where that makes a difference.
+    apart: Vec<f32>,
     /// Rows as integers, with an even stride.
     pub integers: Vec<i16>,
     /// Rows as bytes, with a stride that is a multiple of 4, and Σ x of each.
@@ -29,6 +34,7 @@ impl TileRows {
     /// Takes the rows in single precision, with their norms.
     pub fn take_singles(&mut self, rows: &Rows<'_>, level: Level) -> Result<()> {
         self.norms.resize(rows.len(), 0.0);
+        self.apart.clear();
         match in_place(rows) {
             Some(singles) => level.sq_norms(singles, rows.dim(), &mut self.norms),
             None => {
@@ -39,8 +45,27 @@ impl TileRows {
         check_finite(&self.norms)
     }
 
+    /// The same, apart by a stride that lets a micro-tile of rows share the first-level cache; returns the stride.
+    pub fn take_apart(&mut self, rows: &Rows<'_>, level: Level) -> Result<usize> {
+        self.take_singles(rows, level)?;
+        let d = rows.dim();
+        if !(4 * d).is_multiple_of(CONFLICT) {
+            return Ok(d);
+        }
+        let stride = d + 16;
+        self.apart.resize(rows.len() * stride, 0.0);
+        let singles = in_place(rows).unwrap_or(&self.widened);
+        for (row, to) in singles.chunks_exact(d).zip(self.apart.chunks_exact_mut(stride)) {
+            to[..d].copy_from_slice(row);
+        }
+        Ok(stride)
+    }
+
     /// The rows taken last in single precision: in place where they are stored so and aligned, else widened.
     pub fn singles<'r>(&'r self, rows: &Rows<'r>) -> &'r [f32] {
+        if !self.apart.is_empty() {
+            return &self.apart;
+        }
         in_place(rows).unwrap_or(&self.widened)
     }
 

@@ -16,7 +16,7 @@ use crate::simd::{FAR, PanelSums, RowScales};
 use crate::topk::{Neighbor, TopK};
 
 /// Bytes in front that are fetched where one query lets rows pass at the speed of memory.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// One thread's buffers.
 pub(super) struct Worker<'j, 'a> {
@@ -221,6 +221,7 @@ impl<'j, 'a> Worker<'j, 'a> {
         slots.runs(place.offset, place.rows, &self.order, &mut self.runs);
         self.tile.resize(place.rows * width, 0.0);
         // Rows of the tile in the form that the panels take; with one query, their products at once.
+        let mut stride = d;
         match &facts.packed {
             Packed::OneF32 => {
                 buffers.dots_one(rows, request.queries, AHEAD, level, &mut self.tile)?;
@@ -230,7 +231,8 @@ impl<'j, 'a> Worker<'j, 'a> {
             }
             Packed::I16 { .. } => buffers.quantise(rows, level)?,
             Packed::I8 { .. } => buffers.quantise_i8(rows, level)?,
-            Packed::Differences(_) | Packed::F32(_) => buffers.take_singles(rows, level)?,
+            Packed::Differences(_) => buffers.take_singles(rows, level)?,
+            Packed::F32(_) => stride = buffers.take_apart(rows, level)?,
         }
         let buffers = &*buffers;
         let (singles, norms) = (buffers.singles(rows), &buffers.norms);
@@ -238,7 +240,7 @@ impl<'j, 'a> Worker<'j, 'a> {
         let panels = queries.len().div_ceil(width);
         // The kernels fetch the next tile while the first panels are at work: as many bytes each as the tile takes in the form
         // that the kernel reads.
-        let in_place = rows.dtype() == Dtype::F32;
+        let in_place = rows.dtype() == Dtype::F32 && stride == d;
         let fetch = |index: usize, kernel_rows: &[u8]| {
             let from = index * kernel_rows.len();
             let at = if from < next.len() { next[from..].as_ptr() as usize } else { 0 };
@@ -263,7 +265,7 @@ impl<'j, 'a> Worker<'j, 'a> {
                         (true, false) => 4 * 12 * d,
                         (false, _) => fetch(index, bytemuck::cast_slice(singles)),
                     };
-                    level.dots(singles, d, packed, ahead, &mut self.tile);
+                    level.dots(singles, stride, d, packed, ahead, &mut self.tile);
                     level.sq_distances(&mut self.tile, norms, query_norms, &mut self.min);
                 }
                 Packed::OneF32 => level.sq_distances(&mut self.tile, norms, query_norms, &mut self.min),

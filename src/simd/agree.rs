@@ -59,7 +59,15 @@ fn dots_norms_and_distances_agree_with_double_precision() {
             for n in ROWS {
                 let rows = noise(1000 + n as u64, n * d);
                 let mut tile = vec![f32::NAN; n * width];
-                level.dots(&rows, d, &panel, 4096, &mut tile);
+                level.dots(&rows, d, d, &panel, 4096, &mut tile);
+                let mut apart = vec![f32::NAN; n * (d + 3)];
+                apart
+                    .chunks_exact_mut(d + 3)
+                    .zip(rows.chunks_exact(d))
+                    .for_each(|(to, row)| to[..d].copy_from_slice(row));
+                let mut same = vec![f32::NAN; n * width];
+                level.dots(&apart, d + 3, d, &panel, 4096, &mut same);
+                assert_eq!(same, tile);
                 let tolerance = 4e-7 * (d as f64);
                 for (i, row) in rows.chunks_exact(d).enumerate() {
                     for (j, query) in queries.chunks_exact(d).enumerate() {

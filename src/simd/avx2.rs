@@ -172,25 +172,27 @@ fn sum_integers(integers: __m256i) -> i32 {
 
 /// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
-    let (n, width) = (rows.len() / d, panel.len() / d);
-    assert!(rows.len() == d * n && panel.len() == d * width && out.len() == n * width);
+pub(super) fn dots(rows: &[f32], stride: usize, d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
+    let (n, width) = (rows.len() / stride, panel.len() / d);
+    assert!(stride >= d && rows.len() == stride * n && panel.len() == d * width && out.len() == n * width);
     assert!(width == WIDTH || width == NARROW);
     let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
     if n < size {
-        return super::with_padding(rows, d, size, width, out, |rows, out| dots(rows, d, panel, ahead, out));
+        return super::with_padding(rows, stride, size, width, out, |rows, out| {
+            dots(rows, stride, d, panel, ahead, out)
+        });
     }
     super::each_micro_tile(n, size, |row| {
         // SAFETY: rows row..row + size lie inside both.
         unsafe {
-            let from = rows.as_ptr().add(row * d);
+            let from = rows.as_ptr().add(row * stride);
             let to = out.as_mut_ptr().add(row * width);
             for k in (0..d).step_by(super::CHAIN) {
                 let steps = k..(k + super::CHAIN).min(d);
                 if width == WIDTH {
-                    micro::<ROWS, 2>(from, d, steps, panel.as_ptr(), 4 * ROWS * d, to);
+                    micro::<ROWS, 2>(from, stride, steps, panel.as_ptr(), ahead, to);
                 } else {
-                    micro::<NARROW_ROWS, 1>(from, d, steps, panel.as_ptr(), ahead, to);
+                    micro::<NARROW_ROWS, 1>(from, stride, steps, panel.as_ptr(), ahead, to);
                 }
             }
         }
@@ -200,11 +202,11 @@ pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mu
 /// R rows × C vectors of queries, the dimensions `steps`; added to `out` unless they are the first.
 ///
 /// # Safety
-/// `rows` points to R rows of d values, `panel` to d × 8·C, `out` to R × 8·C.
+/// `rows` points to R rows `stride` values apart, which hold the steps, `panel` to d × 8·C, `out` to R × 8·C.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn micro<const R: usize, const C: usize>(
     rows: *const f32,
-    d: usize,
+    stride: usize,
     steps: std::ops::Range<usize>,
     panel: *const f32,
     ahead: usize,
@@ -217,7 +219,9 @@ unsafe fn micro<const R: usize, const C: usize>(
         for k in steps {
             if k % 16 == 0 {
                 for r in 0..R {
-                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add(r * d + k).wrapping_byte_add(ahead).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(
+                        rows.wrapping_add(r * stride + k).wrapping_byte_add(ahead).cast(),
+                    );
                 }
             }
             let mut queries = [_mm256_setzero_ps(); C];
@@ -225,7 +229,7 @@ unsafe fn micro<const R: usize, const C: usize>(
                 *query = _mm256_loadu_ps(panel.add((k * C + c) * 8));
             }
             for (r, sum) in sums.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*rows.add(r * d + k));
+                let x = _mm256_set1_ps(*rows.add(r * stride + k));
                 for (sum, &query) in sum.iter_mut().zip(&queries) {
                     *sum = _mm256_fmadd_ps(query, x, *sum);
                 }

@@ -154,25 +154,27 @@ unsafe impl Lanes for V16 {
 
 /// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
-    let (n, width) = (rows.len() / d, panel.len() / d);
-    assert!(rows.len() == d * n && panel.len() == d * width && out.len() == n * width);
+pub(super) fn dots(rows: &[f32], stride: usize, d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
+    let (n, width) = (rows.len() / stride, panel.len() / d);
+    assert!(stride >= d && rows.len() == stride * n && panel.len() == d * width && out.len() == n * width);
     assert!(width == WIDTH || width == NARROW);
     let size = if width == WIDTH { ROWS } else { NARROW_ROWS };
     if n < size {
-        return super::with_padding(rows, d, size, width, out, |rows, out| dots(rows, d, panel, ahead, out));
+        return super::with_padding(rows, stride, size, width, out, |rows, out| {
+            dots(rows, stride, d, panel, ahead, out)
+        });
     }
     let run = |row: usize, k: usize, out: &mut [f32]| {
         // SAFETY: rows row..row + size lie inside both, and steps k.. inside a row.
         unsafe {
-            let from = rows.as_ptr().add(row * d + k).cast();
+            let from = rows.as_ptr().add(row * stride + k).cast();
             let queries = panel.as_ptr().add(k * width).cast();
             let to = out.as_mut_ptr().add(row * width).cast();
             let steps = super::CHAIN.min(d - k);
             if width == WIDTH {
-                micro_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
+                micro_f32(from, 4 * stride, steps, queries, k > 0, ahead, to);
             } else {
-                narrow_f32(from, 4 * d, steps, queries, k > 0, ahead, to);
+                narrow_f32(from, 4 * stride, steps, queries, k > 0, ahead, to);
             }
         }
     };

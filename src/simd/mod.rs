@@ -214,9 +214,18 @@ impl Level {
         if queries <= narrow { narrow } else { wide }
     }
 
-    /// Dot products of rows with a packed panel ([d][width]): out[row][lane]. Memory `ahead` bytes in front is fetched.
-    pub(crate) fn dots(self, rows: &[f32], d: usize, panel: &[f32], ahead: usize, out: &mut [f32]) {
-        dispatch!(self, dots(rows, d, panel, ahead, out));
+    /// Dot products of rows, `stride` values apart, with a packed panel ([d][width]): out[row][lane]. As much memory as the rows
+    /// take is fetched `ahead` bytes (modulo 2⁶⁴) from them.
+    pub(crate) fn dots(
+        self,
+        rows: &[f32],
+        stride: usize,
+        d: usize,
+        panel: &[f32],
+        ahead: usize,
+        out: &mut [f32],
+    ) {
+        dispatch!(self, dots(rows, stride, d, panel, ahead, out));
     }
 
     /// Dot products of rows with one query and ‖x‖² of each row, in one pass over memory `ahead` bytes of which are fetched

@@ -46,6 +46,51 @@ pub fn arithmetic(level: Level, threads: usize, time: Duration) -> Arithmetic {
     Arithmetic { operations, implied_clock }
 }
 
+/// Measures products of 16-bit integers summed in 32 bits (two operations each) in registers, as `arithmetic` does.
+pub fn arithmetic_i16(level: Level, threads: usize, time: Duration) -> f64 {
+    best(threads, time, |_| {
+        let operations = match level.set() {
+            Set::Portable => portable_i16(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: holding a level proves that the CPU has its instructions, and VNNI was detected.
+            Set::Avx512 if level.has_fast_int8() => unsafe { x86::avx512_i16() },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a level with AVX-512 has AVX2 as well.
+            Set::Avx512 | Set::Avx2 => unsafe { x86::avx2_i16() },
+        };
+        operations as f64
+    })
+}
+
+/// The same of 8-bit integers, where an instruction multiplies four at a time; None elsewhere.
+pub fn arithmetic_i8(level: Level, threads: usize, time: Duration) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if level.has_fast_int8() {
+        // SAFETY: VNNI was detected.
+        return Some(best(threads, time, |_| unsafe { x86::avx512_i8() } as f64));
+    }
+    let _ = (level, threads, time);
+    None
+}
+
+/// Measures the micro-kernel of `dots` on operands that stay in the first-level cache, one thread: operations per second.
+/// Below .95 of `arithmetic` somebody else is at work on this host.
+pub fn cached_dots(level: Level, time: Duration) -> f64 {
+    let d = super::CHAIN;
+    let width = level.panel_width(usize::MAX);
+    // Whole micro-tiles at every level.
+    let rows = 24;
+    let (x, panel) = (vec![0.5_f32; rows * d], vec![0.25_f32; d * width]);
+    best(1, time, |_| {
+        let mut out = vec![0.0; rows * width];
+        for _ in 0..200 {
+            level.dots(black_box(&x), d, d, black_box(&panel), 0, &mut out);
+        }
+        black_box(&out);
+        (200 * 2 * rows * d * width) as f64
+    })
+}
+
 /// Measures the clock (Hz) of one thread by additions that wait for each other, one a cycle; None where that is not known.
 pub fn clock(time: Duration) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
@@ -126,6 +171,22 @@ fn portable() -> usize {
     STEPS * 16 * LANES * 2
 }
 
+/// Products of integers as any CPU has them; returns the operations done.
+fn portable_i16() -> usize {
+    const LANES: usize = 8;
+    let x: [i16; LANES] = black_box([3; LANES]);
+    let mut sums = [[0_i32; LANES]; 8];
+    for _ in 0..STEPS {
+        for sums in &mut sums {
+            for (sum, &x) in sums.iter_mut().zip(&x) {
+                *sum = sum.wrapping_add(i32::from(x) * i32::from(x));
+            }
+        }
+        black_box(&mut sums);
+    }
+    STEPS * 8 * LANES * 2
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::asm;
@@ -162,6 +223,55 @@ mod x86 {
         STEPS * 16 * 16 * 2
     }
 
+    /// Returns the operations done: one product and one addition for each pair of 16-bit integers.
+    #[target_feature(enable = "avx2")]
+    pub fn avx2_i16() -> usize {
+        let (x, y) = black_box((_mm256_set1_epi16(3), _mm256_set1_epi16(5)));
+        let mut sums: [__m256i; 12] = std::array::from_fn(|i| _mm256_set1_epi32(i as i32));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                // SAFETY: registers only. In assembly, since the compiler would multiply once for all.
+                unsafe {
+                    asm!(
+                        "vpmaddwd {t}, {x}, {y}", "vpaddd {sum}, {sum}, {t}",
+                        t = out(ymm_reg) _, x = in(ymm_reg) x, y = in(ymm_reg) y, sum = inout(ymm_reg) *sum,
+                        options(pure, nomem, nostack)
+                    );
+                }
+            }
+        }
+        black_box(sums);
+        STEPS * 12 * 16 * 2
+    }
+
+    /// Returns the operations done.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn avx512_i16() -> usize {
+        let (x, y) = black_box((_mm512_set1_epi16(3), _mm512_set1_epi16(5)));
+        let mut sums: [__m512i; 16] = std::array::from_fn(|i| _mm512_set1_epi32(i as i32));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm512_dpwssd_epi32(*sum, x, y);
+            }
+        }
+        black_box(sums);
+        STEPS * 16 * 32 * 2
+    }
+
+    /// Returns the operations done.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn avx512_i8() -> usize {
+        let (x, y) = black_box((_mm512_set1_epi8(3), _mm512_set1_epi8(5)));
+        let mut sums: [__m512i; 16] = std::array::from_fn(|i| _mm512_set1_epi32(i as i32));
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, y);
+            }
+        }
+        black_box(sums);
+        STEPS * 16 * 64 * 2
+    }
+
     /// Additions of which each waits for the one before; returns their number.
     pub fn dependent_additions() -> usize {
         let mut value = black_box(1_u64);
@@ -191,6 +301,10 @@ mod tests {
         for level in Level::available() {
             let found = arithmetic(level, 1, time);
             assert!(found.operations > 2e8 && found.operations < 1e13, "{found:?}");
+            let integers = arithmetic_i16(level, 1, time);
+            assert!(integers > 2e8 && integers < 1e13, "{integers:e}");
+            assert_eq!(arithmetic_i8(level, 1, time).is_some(), level.has_fast_int8());
+            assert!(cached_dots(level, time) > 1e7);
             if let Some(clock) = found.implied_clock {
                 assert!((2e8..8e9).contains(&clock), "{found:?}");
             }

@@ -110,17 +110,17 @@ unsafe impl Lanes for Eight {
 }
 
 /// Dot products of each row with the queries of a panel: out[row][lane]. `panel` is [d][width].
-pub(super) fn dots(rows: &[f32], d: usize, panel: &[f32], _ahead: usize, out: &mut [f32]) {
+pub(super) fn dots(rows: &[f32], stride: usize, d: usize, panel: &[f32], _ahead: usize, out: &mut [f32]) {
     match panel.len() / d {
-        NARROW => dots_wide::<NARROW>(rows, d, panel, out),
-        _ => dots_wide::<WIDTH>(rows, d, panel, out),
+        NARROW => dots_wide::<NARROW>(rows, stride, d, panel, out),
+        _ => dots_wide::<WIDTH>(rows, stride, d, panel, out),
     }
 }
 
-fn dots_wide<const WIDTH: usize>(rows: &[f32], d: usize, panel: &[f32], out: &mut [f32]) {
-    for (row, out) in rows.chunks_exact(d).zip(out.chunks_exact_mut(WIDTH)) {
+fn dots_wide<const WIDTH: usize>(rows: &[f32], stride: usize, d: usize, panel: &[f32], out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(stride).zip(out.chunks_exact_mut(WIDTH)) {
         out.fill(0.0);
-        for (row, panel) in row.chunks(super::CHAIN).zip(panel.chunks(super::CHAIN * WIDTH)) {
+        for (row, panel) in row[..d].chunks(super::CHAIN).zip(panel.chunks(super::CHAIN * WIDTH)) {
             let mut sums = [0.0_f32; WIDTH];
             for (x, queries) in row.iter().zip(panel.chunks_exact(WIDTH)) {
                 for (sum, query) in sums.iter_mut().zip(queries) {

@@ -43,7 +43,7 @@ fn results(level: Level, width: usize) -> Vec<f64> {
             }
         }
     } else {
-        level.dots(&rows, D, &panel, 0, &mut tile);
+        level.dots(&rows, D, D, &panel, 0, &mut tile);
     }
     level.sq_distances(&mut tile, &norms, &query_norms, &mut min);
     all.extend(tile.iter().chain(&min).map(|&x| f64::from(x)));

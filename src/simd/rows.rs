@@ -208,12 +208,11 @@ pub(super) fn dots_one<V: Lanes, E: Element>(
         // SAFETY: elements k .. k + N lie inside the row and the query; prefetches may point anywhere.
         unsafe {
             while k < chained {
+                for line in (0..CHAINS * V::N * E::SIZE).step_by(64) {
+                    V::prefetch(from.wrapping_add(k * E::SIZE + line + ahead).cast());
+                }
                 for c in 0..CHAINS {
-                    let at = from.add(k * E::SIZE);
-                    if (k * E::SIZE).is_multiple_of(64) {
-                        V::prefetch(at.wrapping_add(ahead).cast());
-                    }
-                    let x = E::load::<V>(at);
+                    let x = E::load::<V>(from.add(k * E::SIZE));
                     products[c] = x.mul_add(V::load(with.add(k)), products[c]);
                     squares[c] = x.mul_add(x, squares[c]);
                     k += V::N;
