@@ -53,10 +53,10 @@ def measure(threads: int | None = None, seconds: float = 0.4) -> dict[str, Any]:
     Returns:
         `threads`; `f32_peak_one` and `f32_peak_all`: operations (2 a multiply-add) per second of a loop that
         touches nothing but registers; `implied_clock_one` and `implied_clock_all`: Hz at which two vector
-        multiply-adds a cycle give them (None at the portable level); `int16_peak_all` and `int8_peak_all`: the
-        same of products of integers (None for int8 where no instruction multiplies four at a time);
-        `l1_share`: the share of `f32_peak_one` that the scan's innermost loop reaches on data in the
-        first-level cache (below .95: this host is busy with something else); `clock`: Hz by dependent additions;
+        multiply-adds a cycle give them (None at the portable level); `int16_peak_all` and
+        `int8_peak_all`: the same of products of integers (None for int8 where no instruction multiplies
+        four at a time); `l1_share`: the share of `f32_peak_one` that the scan's innermost loop reaches on
+        data in the first-level cache (below .95: this host is busy); `clock`: Hz by dependent additions;
         `read_bandwidth_one` and `read_bandwidth_all`: bytes per second from memory (512 MiB are read).
     """
     threads = threads or cores()

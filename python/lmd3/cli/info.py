@@ -65,9 +65,11 @@ def _measured(found: dict[str, Any]) -> list[str]:
         if clock is not None and key == "one":  # threads of one core share its multipliers
             line += f" (two multiply-adds a cycle at {clock / 1e9:.2f} GHz)"
         lines.append(line)
-    for name in ("int16", "int8"):
-        if (peak := found[f"{name}_peak_all"]) is not None:
-            lines.append(f"{name} peak, {found['threads']} threads: {peak / 1e9:,.1f} GOP/s")
+    lines += [
+        f"{name} peak, {found['threads']} threads: {peak / 1e9:,.1f} GOP/s"
+        for name in ("int16", "int8")
+        if (peak := found[f"{name}_peak_all"]) is not None
+    ]
     lines.append(f"innermost loop in the first-level cache: {found['l1_share']:.0%} of the float32 peak")
     if found["clock"] is not None:
         lines.append(f"clock, one thread: {found['clock'] / 1e9:.2f} GHz")
