@@ -113,7 +113,7 @@ impl Queries {
     pub fn new(request: &Request<'_>, integer_rows: bool) -> Result<Self> {
         let (d, level) = (request.d, request.level);
         let count = request.queries.len() / d;
-        let sq_norms = sq_norms(request)?;
+        let mut sq_norms = sq_norms(request)?;
         let width = level.panel_width(count);
         // One query lies alone: its rows fill the lanes.
         let alone = count == 1 && d > FEW_DIMENSIONS && request.precision != Precision::Int8;

@@ -92,12 +92,12 @@ fn widen_row<V: Lanes, E: Element, const WRITE: bool>(row: &[u8], d: usize, to: 
     // SAFETY: elements k .. k + N lie inside the row, and inside `to` where that is written.
     unsafe {
         while k < chained {
-            for c in 0..CHAINS {
+            for sum in &mut sums {
                 let x = E::load::<V>(from.add(k * E::SIZE));
                 if WRITE {
                     x.store(to.add(k));
                 }
-                sums[c] = x.mul_add(x, sums[c]);
+                *sum = x.mul_add(x, *sum);
                 k += V::N;
             }
         }
