@@ -192,7 +192,7 @@ fn group_distances(index: &Index, queries: &[f32], sq_norms: &[f64]) -> Vec<f32>
     let mut panel = vec![0.0; d * width];
     pack_panel(queries, d, width, &mut panel);
     let mut out = vec![0.0; groups.codes.len() * width];
-    index.level().dots(&groups.means, d, &panel, 0, &mut out);
+    index.level().dots(&groups.means, d, d, &panel, 0, &mut out);
     let mut norms = vec![0.0; groups.codes.len()];
     index.level().sq_norms(&groups.means, d, &mut norms);
     for (out, &norm) in out.chunks_exact_mut(width).zip(&norms) {

@@ -190,6 +190,7 @@ pub fn read_row(views: &[ShardView<'_>], starts: &[u64], row: u64, out: &mut [f3
 struct Tile {
     singles: Vec<f32>,
     integers: Vec<i16>,
+    squares: Vec<i32>,
     norms: Vec<f32>,
     dots: Vec<f32>,
     integer_dots: Vec<i32>,
@@ -222,15 +223,13 @@ impl Tile {
             if bytes {
                 self.integers.clear();
                 self.integers.resize(count * asked.even, 0);
-                let into = self.integers.chunks_exact_mut(asked.even);
-                for ((row, into), norm) in rows.bytes().chunks_exact(d).zip(into).zip(&mut self.norms) {
-                    *norm = level.widen_i8(row, &mut into[..d]) as f32;
-                }
+                self.squares.resize(count, 0);
+                level.widen_i8(rows.bytes(), d, asked.even, &mut self.integers, &mut self.squares);
+                self.norms.iter_mut().zip(&self.squares).for_each(|(norm, &sum)| *norm = sum as f32);
                 self.integer_dots.resize(count, 0);
             } else {
                 self.singles.resize(count * d, 0.0);
-                level.widen(&rows, &mut self.singles);
-                level.sq_norms(&self.singles, d, &mut self.norms);
+                level.widen(&rows, &mut self.singles, &mut self.norms);
                 self.dots.resize(count, 0.0);
             }
             for (which, query) in queries.clone().enumerate() {
@@ -239,9 +238,9 @@ impl Tile {
                 let share = if bytes { NEAR.1 } else { NEAR.0 };
                 if bytes {
                     let integers = &asked.integers[query * asked.even..][..asked.even];
-                    level.dots_one_i16(&self.integers, asked.even, integers, 1, &mut self.integer_dots);
+                    level.dots_one_i16(&self.integers, integers, &mut self.integer_dots);
                 } else {
-                    level.dots_one(&self.singles, d, asked.query(query), 1, 0, &mut self.dots);
+                    level.dots_one_f32(&self.singles, asked.query(query), &mut self.dots, &mut self.norms);
                 }
                 for (i, to) in to.iter_mut().enumerate() {
                     let (own, dot) = if bytes {

@@ -46,7 +46,7 @@ impl Packed {
         let n = rows.len() / self.d;
         for (index, panel) in self.panels.chunks_exact(self.d * self.width).enumerate() {
             dots.resize(n * self.width, 0.0);
-            level.dots(rows, self.d, panel, 0, dots);
+            level.dots(rows, self.d, self.d, panel, 0, dots);
             let first = index * self.width;
             let lanes = self.width.min(self.count - first);
             for (row, dots) in dots.chunks_exact(self.width).enumerate() {

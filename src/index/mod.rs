@@ -264,7 +264,7 @@ impl Index {
         pack_panel(queries, d, width, &mut panel);
         let distances = |rows: &[f32]| {
             let mut out = vec![0.0; count * width];
-            self.level.dots(rows, d, &panel, 0, &mut out);
+            self.level.dots(rows, d, d, &panel, 0, &mut out);
             let mut norms = vec![0.0; count];
             self.level.sq_norms(rows, d, &mut norms);
             for (out, &norm) in out.chunks_exact_mut(width).zip(&norms) {

@@ -246,6 +246,11 @@ impl Level {
         true
     }
 
+    /// The same of rows that are in single precision already.
+    pub(crate) fn dots_one_f32(self, rows: &[f32], query: &[f32], dots: &mut [f32], norms: &mut [f32]) {
+        dispatch!(self, dots_one_f32(bytemuck::cast_slice(rows), query, 0, dots, norms));
+    }
+
     /// Dot products of 8-bit rows with one 16-bit query, and ‖x‖² of the integers, exact in 32 bits.
     pub(crate) fn dots_one_i8(
         self,
