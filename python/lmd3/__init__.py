@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from lmd3.outcomes import read_outcomes
     from lmd3.report import write_report
     from lmd3.results import DensityTable
-    from lmd3.store import Store, StoreWriter, open_store
+    from lmd3.store import (
+        Store,
+        StoreWriter,
+        append_texts,
+        append_vectors,
+        import_vectors,
+        open_store,
+    )
     from lmd3.texts import read_texts
 
     __version__: str
@@ -34,11 +41,14 @@ __all__ = [
     "StoreWriter",
     "__version__",
     "analysis",
+    "append_texts",
+    "append_vectors",
     "compute_covariates",
     "convert",
     "encode",
     "encode_queries",
     "errors",
+    "import_vectors",
     "open_store",
     "performance",
     "read_outcomes",
@@ -54,6 +64,9 @@ _HOMES = {
     "KernelDensity": "lmd3.density",
     "Store": "lmd3.store",
     "StoreWriter": "lmd3.store",
+    "append_texts": "lmd3.store",
+    "append_vectors": "lmd3.store",
+    "import_vectors": "lmd3.store",
     "compute_covariates": "lmd3.covariates",
     "convert": "lmd3.conversion",
     "encode": "lmd3.encoders.run",

@@ -115,6 +115,8 @@ class Texts:
         self._records = records
         self._fingerprint: str | None = None
         self._proven = False
+        #: The number of the input's first row, where rows are numbered.
+        self.first_row = 0
 
     @classmethod
     def from_lists(
@@ -143,6 +145,8 @@ class Texts:
         if self._fingerprint is None:
             digest = hashlib.blake2b(digest_size=8)
             digest.update(json.dumps([self.text, self.id, self.group]).encode())
+            if self.first_row:
+                digest.update(str(self.first_row).encode())
             for path in self.paths:
                 digest.update(b"\0" + str(path.stat().st_size).encode() + b"\0")
                 with path.open("rb") as file:
@@ -206,7 +210,7 @@ class Texts:
     def _items(self) -> Iterator[_Item]:
         """Every record, the empty ones too."""
         own_ids = self.id is not None
-        offset = 0
+        offset = self.first_row
         for number, source in enumerate(self._sources()):
             if number == 0 and self.id is None:
                 # Decided once for the whole input, by the columns of its first file.
@@ -247,6 +251,27 @@ class Texts:
                     yield _Lines(path, codec, self.text)
                 case _:
                     yield _Parquet(path)
+
+
+def read_records(path: str | Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The records of a file of texts of any format, in order, with the values of some columns.
+
+    Plain text has one column, of any name.
+
+    Raises:
+        FormatError: a file of another kind, or a damaged one.
+        TextFormatError, ColumnError: as iterating over `Texts`.
+        FileMissingError: no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileMissingError("no such file", file=str(path))
+    if _format(path) is None:
+        raise FormatError("not a kind of texts known by its name", file=str(path), remedy=_KNOWN)
+    texts = Texts([path], text=columns[0])
+    for source in texts._sources():
+        for _, record in source.records(list(columns)):
+            yield record
 
 
 class _Item(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -20,7 +21,7 @@ from lmd3.cli import _common
 from lmd3.errors import Lmd3Error
 
 #: The commands in the order of the work. Each is the function of the same name in the module of that name
-#: (`-` being `_` there).
+#: (`-` being `_` there, and `_` behind a word of Python's).
 COMMANDS = (
     "study",
     "encode",
@@ -35,6 +36,8 @@ COMMANDS = (
     "inspect",
     "verify",
     "convert",
+    "import",
+    "append",
     "index",
     "leak",
     "pretrain",
@@ -98,7 +101,7 @@ def _with_manners(function: Callable[..., None]) -> Callable[..., None]:
 
 def _register() -> None:
     for name in COMMANDS:
-        function = name.replace("-", "_")
+        function = name.replace("-", "_") + ("_" if keyword.iskeyword(name) else "")
         module_name = f"lmd3.cli.{function}"
         try:
             module = importlib.import_module(module_name)

@@ -231,7 +231,11 @@ def prepare_output(path: str | Path, force: bool = False, *, results: Iterable[s
 
 
 def existing(path: str | Path) -> Path:
-    """A path that is there and readable, or a `FileMissingError`."""
+    """A path that is there and readable, or a `FileMissingError`; of an address its copy in the cache."""
+    from lmd3.store import remote
+
+    if address := remote.address_of(path):
+        return remote.stage(address, notice)
     path = Path(path)
     if not path.exists():
         raise FileMissingError("no such file or folder", file=str(path))

@@ -5,7 +5,9 @@ A store is a folder (`manifest.json`, `embeddings-00000.npy`, `documents-00000.p
 or `.safetensors` file, or an array in memory; `open_store` makes one `Store` of each.
 """
 
+from lmd3.store.appending import append_texts, append_vectors
 from lmd3.store.files import check_replaceable, xxh3
+from lmd3.store.importing import import_vectors
 from lmd3.store.layout import DOCUMENTS, DTYPES, MANIFEST, ROUNDING, SOURCE_ROW
 from lmd3.store.opening import open_store
 from lmd3.store.reading import Store
@@ -20,7 +22,10 @@ __all__ = [
     "SOURCE_ROW",
     "Store",
     "StoreWriter",
+    "append_texts",
+    "append_vectors",
     "check_replaceable",
+    "import_vectors",
     "open_store",
     "verify_store",
     "xxh3",

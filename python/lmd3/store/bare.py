@@ -166,7 +166,7 @@ def _vector_files(folder: Path) -> list[Path]:
 
 def _folder(folder: Path, column: str | None) -> Found:
     if (folder / "state.json").is_file():
-        return _arrow(_dataset_files(folder), column, folder)
+        return _arrow(dataset_files(folder), column, folder)
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(part.parent.name for part in folder.glob("*/state.json"))
         raise FormatError(
@@ -192,7 +192,7 @@ def _folder(folder: Path, column: str | None) -> Found:
     return found if not documents else _with_documents(found, documents, folder)
 
 
-def _dataset_files(folder: Path) -> list[Path]:
+def dataset_files(folder: Path) -> list[Path]:
     """The files of a saved dataset in order."""
     state = folder / "state.json"
     try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lmd3 import _lmd3
 from lmd3.errors import FormatError, ParameterError
+from lmd3.store import remote
 from lmd3.store.bare import Found, check_rows, find_vectors
 from lmd3.store.layout import ITEM_BYTES, MANIFEST
 from lmd3.store.reading import Store, checked_array
@@ -51,12 +52,18 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
         return Store(array=checked_array(source))
     if not isinstance(source, (str, os.PathLike)):
         raise ParameterError(f"a store is a path or a NumPy array, not {type(source).__name__}")
+    if address := remote.address_of(source):
+        return open_store(remote.stage(address))
     path = Path(source)
     if not (path / MANIFEST).exists():
         return open_bare(path)
-    native = _lmd3.Store(path)
-    # The native part has parsed these bytes and checked what it needs; the rest is checked here.
-    manifest = json.loads((path / MANIFEST).read_bytes())
+    while True:
+        before = (path / MANIFEST).stat().st_mtime_ns
+        native = _lmd3.Store(path)
+        # The native part has parsed these bytes and checked what it needs; the rest is checked here.
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if (path / MANIFEST).stat().st_mtime_ns == before:
+            break  # else rows were appended between the two readings
     for name, kind in (("encoder", dict), ("counts", dict), ("source", dict), ("files", list)):
         if not isinstance(manifest.get(name), kind | None):
             raise FormatError(

@@ -211,6 +211,11 @@ class Store:
         parts = list(self._column("weights"))
         return np.concatenate(parts) if parts else None
 
+    @property
+    def weights_kept(self) -> bool:
+        """Whether every row has a weight."""
+        return any(shard.get("weights") for shard in self.manifest.get("shards", []))
+
     def _column(self, name: str) -> Iterator[NDArray[Any]]:
         """A column of numbers beside the embeddings, shard by shard, mapped; none of a shard without it."""
         for shard in self.manifest.get("shards", []):

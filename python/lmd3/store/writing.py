@@ -46,13 +46,14 @@ class StoreWriter:
         path: the folder to make.
         dtype: element type on disk: "float16", "float32", "bfloat16" or "int8" (one scale per row).
         encoder: the encoder of the vectors (its description and fitted state are kept), or a description.
-        normalised: whether every vector has norm 1; checked on what is appended.
+        normalised: whether every vector has norm 1, checked on what is appended; None: as it turns out.
         shard_rows: rows of one shard.
         force: replace a store that is there already.
         source: facts on the input for the manifest, such as its fingerprint and the number of empty texts;
             `facts` takes further entries of the manifest.
         rounding: how far the given rows may be from those that they stand for, relative to their norms
             (`Store.rounding` of the store that they come from).
+        first_row: the number of the first row, where rows are numbered.
 
     Raises:
         OutputError: the path exists, or its folder can't be written.
@@ -64,11 +65,12 @@ class StoreWriter:
         *,
         dtype: str = "float16",
         encoder: Encoder | Mapping[str, Any] | None = None,
-        normalised: bool = True,
+        normalised: bool | None = True,
         shard_rows: int = 1 << 20,
         force: bool = False,
         source: Mapping[str, Any] | None = None,
         rounding: float = 0.0,
+        first_row: int = 0,
     ) -> None:
         if dtype not in DTYPES:
             raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
@@ -79,6 +81,8 @@ class StoreWriter:
         self._dtype = dtype
         self._encoder = encoder
         self._normalised = normalised
+        self._first_row = first_row
+        self._off = 0.0
         self._shard_rows = shard_rows
         self._force = force
         check_replaceable(self.path, force)
@@ -194,9 +198,10 @@ class StoreWriter:
             raise ShapeError(
                 f"a batch of {vectors.shape[1]} dimensions in a store of {self._d}", file=str(self.path)
             )
-        if self._normalised:
+        if self._normalised is not False:
             off = np.abs(np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)) - 1)
-            if off.max() > NORM_TOLERANCE["float16"] + 2 * self._brought:
+            self._off = max(self._off, float(off.max()))
+            if self._normalised and off.max() > NORM_TOLERANCE["float16"] + 2 * self._brought:
                 row = int(off.argmax())
                 raise ParameterError(
                     f"a vector of norm {1 + off[row]:.4g} or its inverse in a store of normalised vectors",
@@ -228,7 +233,8 @@ class StoreWriter:
                 raise NotFiniteError(
                     error.message, file=str(self.path), row=row, remedy=error.remedy
                 ) from None
-            ids = columns["ids"] or [str(row) for row in range(self._n, self._n + len(vectors))]
+            first = self._first_row + self._n
+            ids = columns["ids"] or [str(row) for row in range(first, first + len(vectors))]
             self._documents.write(documents_table(ids, columns, self._documents.schema))
             if columns["groups"] is not None:
                 for name in columns["groups"]:
@@ -358,7 +364,7 @@ class StoreWriter:
             "rows": self._n,
             "dtype": self._dtype,
             "metric": "euclidean",
-            "normalised": self._normalised,
+            "normalised": self._is_normalised(),
             "rounding": self._rounding,
             "ids": "given" if ids else "rows",
             "texts": texts,
@@ -371,6 +377,12 @@ class StoreWriter:
             "files": others,
             "shards": self._shards,
         }
+
+    def _is_normalised(self) -> bool:
+        """As the writer was told, or by the norms of all rows."""
+        if self._normalised is not None:
+            return self._normalised
+        return self._off <= NORM_TOLERANCE["float16"] + 2 * self._brought
 
     def _publish(self) -> None:
         check_replaceable(self.path, self._force)
