@@ -38,6 +38,7 @@ COMMANDS = (
     "convert",
     "import",
     "append",
+    "reweight",
     "index",
     "leak",
     "pretrain",

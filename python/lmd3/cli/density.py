@@ -61,6 +61,14 @@ def density(
             "--shard", metavar="i/n", help="Scan only the i-th of n ranges, from 0; lmd3 merge ends the job."
         ),
     ] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            "--extend",
+            metavar="DIR",
+            help="An earlier result over this store, before lmd3 append: only the new rows are scanned.",
+        ),
+    ] = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     max_memory: MemoryOption = "2GB",
@@ -86,6 +94,7 @@ def density(
       lmd3 density corpus.lmd3 queries.npy --bandwidth 0.1 --bandwidth ess=100 --by-group -o density/
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
       lmd3 density corpus.lmd3 questions.jsonl --plan
+      lmd3 density corpus.lmd3 questions.jsonl --extend density/ -o density-after-append/
       lmd3 density corpus.lmd3 queries.npy --executor ray --address auto -o /shared/density/
       lmd3 density corpus.lmd3 queries.npy --bandwidth @bandwidth.json --shard $SLURM_ARRAY_TASK_ID/64 -o d/
     """
@@ -105,6 +114,10 @@ def density(
     part = None if shard is None else parse_shard(shard)
     if part is not None and executor != "local":
         raise ParameterError("--shard is for processes that know of no others: it goes with no --executor")
+    if extend is not None and bandwidth is None and kernel is None:
+        bandwidth = [f"@{_common.existing(extend) / 'bandwidth.json'}"]
+    if extend is not None and part is not None:
+        raise ParameterError("--extend is for a whole job, not for a --shard of one")
     kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
@@ -132,7 +145,7 @@ def density(
         _report_shard(kde.fit(store).scan_shard(asked, part, **options), part, out)
         return
     runs = make_executor(executor, threads=threads, address=address)
-    table = kde.fit(store).density(asked, **options, executor=runs)
+    table = kde.fit(store).density(asked, **options, extend=extend, executor=runs)
     for notice in table.run["notices"]:
         _common.notice(notice)
     if table.run["zero_densities"]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
+from lmd3.density.extending import adopt
 from lmd3.density.job import Job, describe_work, identity
 from lmd3.density.plan import plan_density
 from lmd3.density.rules import resolve_rules
@@ -226,6 +227,7 @@ class KernelDensity:
         exclude_self: bool = False,
         exclude_within: float = 0.0,
         folder: str | Path | None = None,
+        extend: str | Path | None = None,
         executor: Executor | None = None,
         notice: Callable[[str], None] | None = None,
         progress: ProgressFactory | None = None,
@@ -242,6 +244,8 @@ class KernelDensity:
             folder: the folder that the result is to be saved in. Finished segments are kept in its
                 `partials/` as the scan goes, and what an earlier, killed run of the same job left there is
                 not computed again: the result is the same to the byte.
+            extend: the folder of an earlier result of the same queries, bandwidths and settings over this
+                store before rows were appended: its segment sums are taken, only new rows are scanned.
             executor: where the segments are scanned (`lmd3.executors.make_executor`) [in this process]; the
                 bytes do not depend on it. Other than in this process it needs a `folder` and a corpus that
                 all workers see under the same path.
@@ -257,6 +261,8 @@ class KernelDensity:
         told = notice or (lambda line: self.notices_.append(line))
         settings = _settings(neighbors, by_group, normalize, exclude_self, exclude_within, self.seed)
         partials = None if folder is None else Path(folder) / FOLDER
+        if extend is not None and partials is None:
+            raise ParameterError("to extend an earlier result takes a folder", remedy="give folder=")
         if executor is not None and not executor.in_process:
             self._check_fitted()
             if partials is None or self.store_.path is None:
@@ -271,6 +277,8 @@ class KernelDensity:
         else:
             chosen = executor or LocalExecutor(self.threads)
             files = job.partials(partials, told)
+            if extend is not None:
+                adopt(Path(extend), files, self.store_, job.scanner.segments(), told)
             work = job.scan(files, chosen, told, progress or silent).to_dict() | {"executor": chosen.name}
             scan = job.fold(files)
         tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, scan)
