@@ -1,4 +1,4 @@
-"""Densities over a store with appended rows: the old rows' sums are taken, the result is that of a full scan."""
+"""Densities over a store with appended rows: old rows' sums are taken, the result is that of a full scan."""
 
 from __future__ import annotations
 
