@@ -178,6 +178,7 @@ def resolve(
     scale: float,
     sampled_rows: int,
     row_share: float = 1.0,
+    mass_share: float | None = None,
     weight: float | None = None,
 ) -> list[Bandwidth]:
     """Turns rules into numbers.
@@ -193,7 +194,8 @@ def resolve(
         rows.
         scale: a typical distance between a query and a row.
         sampled_rows: rows of the sample.
-        row_share: share of the corpus's rows in the sample: sums and effective sizes are divided by it.
+        row_share: share of the corpus's rows in the sample: effective sizes are divided by it.
+        mass_share: share of the corpus's weight in the sample: sums are divided by it; None: as `row_share`.
         weight: weight of the sampled rows, of which a density is the kernel sum's share; None where each
             weighs 1.
 
@@ -205,10 +207,11 @@ def resolve(
     if wanted:
         coarse = scale * COARSE_GRID
         total = sampled_rows if weight is None else weight
-        tables = _medians(evaluate, coarse, row_share, total)
+        mass_share = row_share if mass_share is None else mass_share
+        tables = _medians(evaluate, coarse, row_share, mass_share, total)
         brackets = {rule: _bracket(coarse, tables[rule.kind], rule) for rule in wanted}
         fine = np.unique(np.concatenate([np.geomspace(low, high, 7) for low, high in brackets.values()]))
-        tables = _medians(evaluate, fine, row_share, total)
+        tables = _medians(evaluate, fine, row_share, mass_share, total)
         found = [_interpolate(fine, tables[rule.kind], rule) for rule in wanted]
         found = [
             _refine(evaluate, fine, tables["mu"], rule, total) if rule.kind == "mu" else h
@@ -219,7 +222,7 @@ def resolve(
             if rule.kind == "ess":
                 values = ess[:, column] / row_share
             else:
-                values = np.exp(log_sums[:, column]) / (row_share if rule.kind == "mass" else total)
+                values = np.exp(log_sums[:, column]) / (mass_share if rule.kind == "mass" else total)
             low, middle, high = _median_interval(values)
             solved[rule] = Bandwidth(kernel, h, rule.text, middle, low, high, len(values), sampled_rows)
     return [
@@ -228,14 +231,14 @@ def resolve(
 
 
 def _medians(
-    evaluate: Evaluate, grid: NDArray[np.float64], row_share: float, total: float
+    evaluate: Evaluate, grid: NDArray[np.float64], row_share: float, mass_share: float, total: float
 ) -> dict[str, NDArray[np.float64]]:
     """Logarithms of the medians of the quantities at each h."""
     log_sums, ess = evaluate([float(h) for h in grid])
     with np.errstate(divide="ignore"):
         return {
             "ess": np.log(np.median(ess, axis=0) / row_share),
-            "mass": np.median(log_sums, axis=0) - math.log(row_share),
+            "mass": np.median(log_sums, axis=0) - math.log(mass_share),
             "mu": _log_median(log_sums) - math.log(total),
         }
 
@@ -264,7 +267,7 @@ def _refine(
         low, high = _bracket(grid, values, rule)
         guess = _interpolate(grid, values, rule)
         grid = np.unique([*np.geomspace(low, high, 7), guess])
-        medians = _medians(evaluate, grid, 1.0, total)["mu"]
+        medians = _medians(evaluate, grid, 1.0, 1.0, total)["mu"]
         nearest = int(np.argmin(np.abs(medians - math.log(rule.value))))
         if abs(math.exp(medians[nearest]) / rule.value - 1.0) <= MU_TOLERANCE:
             return float(grid[nearest])

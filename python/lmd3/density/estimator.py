@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
+from lmd3.density.design_error import NEAREST, design_of
 from lmd3.density.extending import adopt
 from lmd3.density.job import Job, describe_work, identity
 from lmd3.density.plan import plan_density
@@ -446,7 +447,7 @@ class KernelDensity:
         """The rules that the corpus allows, and notices on those that were dropped."""
         parsed, defaults = self._rules()
         texts = [rule.text for rule in parsed if isinstance(rule, Rule)]
-        return split_rules(texts, self._kernels(), self.store_.n, defaults=defaults)
+        return split_rules(texts, self._kernels(), self.store_.population, defaults=defaults)
 
     def _scanner(self) -> Scanner:
         self._check_fitted()
@@ -503,7 +504,11 @@ class KernelDensity:
         exclude_within: float,
     ) -> Asked:
         own = own_rows(self.store_, store, matrix) if exclude_self else None
-        return Asked(min(max(neighbors, 1), self.store_.n), by_group, own, exclude_within, tables=True)
+        least = 1
+        if (design := design_of(self.store_)) is not None:
+            # What the standard error of a sample needs.
+            by_group, least = by_group or design.by is not None, NEAREST
+        return Asked(min(max(neighbors, least), self.store_.n), by_group, own, exclude_within, tables=True)
 
     def _chosen(self) -> dict[str, Any]:
         """The bandwidths as far as they are known before the work: what identifies a job."""

@@ -55,14 +55,19 @@ def resolve_rules(
 
         # ‖x − q‖₁ is about √(2d/π) times the Euclidean distance.
         stretch = math.sqrt(2.0 * rows.store.d / math.pi) if kernel == "laplacian" else 1.0
-        weights = scanner.weights
+        weights = scanner.weights if scanner.weights is not None else scanner.store.weights()
+        if weights is not None and rows is not scanner:
+            weights = rows.weights
         resolved += resolve(
             rules,
             kernel,
             evaluate,
             scale=stretch * scale,
             sampled_rows=rows.store.n,
-            row_share=share,
+            # Of a sampled store the rules look through to the texts that its rows stand for: their weights
+            # do so for sums, not for effective sizes.
+            row_share=share * scanner.store.n / scanner.store.population,
+            mass_share=share,
             weight=None if weights is None else float(weights.sum(dtype=np.float64)),
         )
     return resolved
@@ -94,7 +99,10 @@ def _sampled(
         return scanner, 1.0
     chosen = np.sort(generator.choice(store.n, rows, replace=False))
     sample = open_store(store.rows(chosen))
-    return dataclasses.replace(scanner, store=sample, weights=None), rows / store.n
+    weights = store.weights()
+    if weights is not None:
+        weights = np.ascontiguousarray(weights[chosen])
+    return dataclasses.replace(scanner, store=sample, weights=weights), rows / store.n
 
 
 def typical_distance(store: Store, queries: NDArray[np.float32], generator: np.random.Generator) -> float:

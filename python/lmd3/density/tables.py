@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmd3.bandwidth import Bandwidth
+from lmd3.density.design_error import DesignError, Doubt, design_of
 from lmd3.density.job import Job
 from lmd3.density.scan import Estimate, Scan, Scanner, version
 from lmd3.density.sides import describe
@@ -58,17 +59,24 @@ class Tables:
 
     def density(self, by_group: bool, normalize: bool) -> pa.Table:
         """The table of densities; `normalize` subtracts the kernel's constant of ℝᵈ."""
-        parts: list[tuple[str | None, Estimate]] = [(None, self.scan.total)]
+        parts: list[tuple[int | None, Estimate]] = [(None, self.scan.total)]
         if by_group:
-            parts += [(self.corpus.groups[code], part) for code, part in sorted(self.scan.groups.items())]
+            parts += sorted(self.scan.groups.items())
+        design = design_of(self.corpus)
+        doubts = None if design is None else DesignError(design, self.scan, self.corpus.groups)
         tables = []
         for b, bandwidth in enumerate(self.bandwidths):
             constant = (
                 log_normalizer(bandwidth.kernel, self.corpus.d, bandwidth.bandwidth) if normalize else 0.0
             )
-            for group, estimate in parts:
+            for code, estimate in parts:
                 q = len(self.ids)
+                group = None if code is None else self.corpus.groups[code]
                 log_density = estimate.log_density[:, b] - constant
+                zero = np.isneginf(log_density)
+                doubt = Doubt.none(q)
+                if doubts is not None:
+                    doubt = doubts.of(bandwidth.kernel, bandwidth.bandwidth, b, code)
                 columns = {
                     "id": pa.array(self.ids, pa.string()),
                     "kernel": _constant(bandwidth.kernel, q),
@@ -76,15 +84,15 @@ class Tables:
                     "rule": _constant(bandwidth.rule, q),
                     "group": pa.array([group] * q, pa.string()),
                     "log_density": log_density,
-                    "std_error": np.zeros(q),
-                    "ci_low": log_density,
-                    "ci_high": log_density,
+                    "std_error": doubt.std_error,
+                    "ci_low": log_density + doubt.low,
+                    "ci_high": log_density + doubt.high,
                     "kernel_sum_log": estimate.log_sum[:, b],
                     "ess": estimate.ess[:, b],
                     "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
                     "method": _constant("exact", q),
                     "precision": _constant(self.precision if bandwidth.kernel in FUSED else "float64", q),
-                    "flags": pa.array(np.where(np.isneginf(log_density), "zero", "").tolist(), pa.string()),
+                    "flags": pa.array(doubt.flags(zero), pa.string()),
                 }
                 tables.append(pa.table(columns, schema=DENSITY))
         return pa.concat_tables(tables)

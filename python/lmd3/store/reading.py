@@ -84,6 +84,11 @@ class Store:
         return self.native.n if self.native is not None else len(self._array)
 
     @property
+    def population(self) -> int:
+        """The rows that these stand for: more than `n` where a sample of the texts was encoded."""
+        return int((self.manifest.get("sampling") or {}).get("texts", self.n))
+
+    @property
     def d(self) -> int:
         """Dimensions."""
         return self.native.d if self.native is not None else int(self._array.shape[1])
