@@ -147,7 +147,7 @@ class DesignError:
             # Distances of another norm are not at hand: as if the nearest row made the whole sum.
             exponent = log_sum - np.log(self._weight) if self._weight > 0 else log_sum
         with np.errstate(over="ignore", invalid="ignore"):
-            omega = self._weight * np.exp(np.minimum(exponent - log_sum, 600.0))
+            omega = self._weight * np.exp(np.minimum(exponent - log_sum, 200.0))
         return np.where(np.isfinite(omega), omega, 0.0)
 
 
@@ -157,7 +157,7 @@ def _interval(
     """Logarithms of the ends of the interval relative to the estimate."""
     from scipy.stats import chi2
 
-    v = np.maximum(variance, 1e-300)
+    v, omega = np.maximum(variance, 1e-300), np.minimum(omega, 1e100)
     wide = v + omega**2
     with np.errstate(divide="ignore"):
         low = np.log(v / 2) + np.log(chi2.ppf(_ALPHA / 2, 2 / v))
