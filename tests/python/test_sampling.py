@@ -151,7 +151,8 @@ def judge(found: dict[str, Any], low: float, high: float, beyond: float) -> None
 
 def test_samples_are_unbiased_and_their_intervals_cover(tmp_path: Path) -> None:
     vectors, queries = synthetic(20_000, 100)
-    judge(trial(vectors, queries, "ess=4000", 0.05, 40, tmp_path), 0.92, 0.98, 0.05)
+    # Where no near row is missed the allowance for one makes the interval a little too wide.
+    judge(trial(vectors, queries, "ess=4000", 0.05, 40, tmp_path), 0.93, 0.99, 0.05)
 
 
 @pytest.mark.slow
