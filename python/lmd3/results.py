@@ -61,6 +61,22 @@ NEIGHBORS = pa.schema(
     ]
 )
 
+#: `documents.parquet`, beside the densities of queries that are chunks of documents: log of the mean over a
+#: document's chunks, and the largest.
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kernel", pa.string()),
+        ("bandwidth", pa.float64()),
+        ("rule", pa.string()),
+        ("group", pa.string()),
+        ("log_density", pa.float64()),
+        ("log_density_max", pa.float64()),
+        ("std_error", pa.float64()),
+        ("chunks", pa.int64()),
+    ]
+)
+
 _TABLES = {"density": DENSITY, "queries": QUERIES, "neighbors": NEIGHBORS}
 
 #: The files of a density result, `run.json` last: a folder that holds it is complete.

@@ -35,6 +35,10 @@ PrecisionOption = Annotated[
         help="Arithmetic of the dot products; auto: int16 for int8 rows, else float32.",
     ),
 ]
+AnyEncoderOption = Annotated[
+    bool,
+    typer.Option("--any-encoder", help="Score queries that another model, prompt or revision has encoded."),
+]
 ExecutorOption = Annotated[
     str, typer.Option("--executor", metavar="local|ray", help="Where it runs; ray: on a cluster's nodes.")
 ]
@@ -107,6 +111,7 @@ def estimator(
     seed: int,
     precision: str = "auto",
     max_memory: str = "2GB",
+    any_encoder: bool = False,
 ) -> KernelDensity:
     """The estimator of the options, with the command line's defaults."""
     from lmd3.bandwidth import DEFAULT_RULES
@@ -119,6 +124,7 @@ def estimator(
         seed=seed,
         precision=precision,
         max_memory=parse_bytes(max_memory),
+        any_encoder=any_encoder,
     )
 
 

@@ -21,6 +21,7 @@ from lmd3.cli._common import (
 )
 from lmd3.cli._density import (
     AddressOption,
+    AnyEncoderOption,
     CorpusArgument,
     ExcludeSelfOption,
     ExcludeWithinOption,
@@ -51,6 +52,7 @@ def density(
         bool, typer.Option("--normalize", help="Divide by the kernel's integral over the whole space.")
     ] = False,
     precision: PrecisionOption = "auto",
+    any_encoder: AnyEncoderOption = False,
     method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what the job would read, compute and take.")
@@ -118,7 +120,7 @@ def density(
         bandwidth = [f"@{_common.existing(extend) / 'bandwidth.json'}"]
     if extend is not None and part is not None:
         raise ParameterError("--extend is for a whole job, not for a --shard of one")
-    kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory)
+    kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if out is None or plan:
@@ -151,6 +153,12 @@ def density(
     if table.run["zero_densities"]:
         _common.notice(f"{table.run['zero_densities']} densities are zero (-inf)")
     table.save(out)
+    if asked.chunked:
+        from lmd3.density.by_document import by_document
+        from lmd3.results import write_parquet
+
+        write_parquet(out / "documents.parquet", by_document(table.density, asked))
+        _common.notice(f"densities by document: {out / 'documents.parquet'}")
     if not runs.in_process:
         for line in in_lines(table.run["work"]):
             _common.notice(line)

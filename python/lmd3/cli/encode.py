@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from lmd3.cli._common import (
     ForceOption,
     GroupOption,
     IdOption,
-    OutOption,
     SeedOption,
     TextOption,
     ThreadsOption,
@@ -21,6 +20,7 @@ from lmd3.cli._common import (
     notice,
     progress,
 )
+from lmd3.errors import Lmd3Error, ParameterError
 
 ModelOption = Annotated[
     str,
@@ -101,6 +101,20 @@ WindowOption = Annotated[
 WorkersOption = Annotated[
     int, typer.Option("--workers", min=1, help="Processes that encode, each with its share of the threads.")
 ]
+LikeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="STORE",
+        help="Encode by the encoder of a store, its frozen idf, prompt and limits included.",
+    ),
+]
+PlanOption = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="Say what it will take, and what a sample would cost in doubt; write nothing."
+    ),
+]
 ShardRowsOption = Annotated[int, typer.Option("--shard-rows", min=1, help="Rows of one shard.")]
 NoTextsOption = Annotated[
     bool, typer.Option("--no-texts", help="Keep no texts: smaller, but reports can't show them.")
@@ -109,7 +123,7 @@ NoTextsOption = Annotated[
 
 def encode(
     texts: Annotated[list[str], typer.Argument(metavar="TEXTS…", help="Files or folders of texts.")],
-    out: OutOption,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="What is written.")] = None,
     model: ModelOption = "hashing",
     text: TextOption = "text",
     id: IdOption = None,
@@ -132,6 +146,8 @@ def encode(
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     no_texts: NoTextsOption = False,
+    like: LikeOption = None,
+    plan: PlanOption = False,
     force: ForceOption = False,
 ) -> None:
     """Encodes texts into a store.
@@ -152,17 +168,34 @@ def encode(
 
     stream = lmd3.read_texts(texts, text=text, id=id, group=group)
     start = time.monotonic()
+    encoder: Any = model
+    settings: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "prompt": prompt,
+        "truncate_dim": truncate_dim,
+        "batch_size": batch_size,
+        "precision": encode_precision,
+        "backend": backend,
+    }
+    if like is not None:
+        from lmd3.encoders.run import encoder_from_store
+
+        if any(value is not None for value in settings.values()) or model != "hashing":
+            raise ParameterError(
+                "--like takes the whole encoder of a store: it goes with no other setting of one"
+            )
+        encoder = encoder_from_store(lmd3.open_store(like))
+    if plan:
+        _plan(stream, encoder, settings, dtype, not no_texts)
+        return
+    if out is None:
+        raise ParameterError("no -o/--out given", remedy="name the store to write, or ask for --plan")
     store = lmd3.encode(
         stream,
-        model,
+        encoder,
         out,
         dtype=dtype,
-        max_tokens=max_tokens,
-        prompt=prompt,
-        truncate_dim=truncate_dim,
-        batch_size=batch_size,
-        precision=encode_precision,
-        backend=backend,
+        **settings,
         chunk=chunk,
         chunk_tokens=chunk_tokens,
         chunk_overlap=chunk_overlap,
@@ -208,3 +241,42 @@ def encode(
             "seconds": round(time.monotonic() - start, 3),
         }
     )
+
+
+def _plan(texts: Any, model: Any, settings: dict[str, Any], dtype: str, keep_texts: bool) -> None:
+    """Says what an encoding takes."""
+    from lmd3.encoders import create_encoder
+    from lmd3.encoders.plan import plan_encoding
+    from lmd3.progress import duration
+
+    encoder = create_encoder(model, **settings)
+    found = plan_encoding(texts, encoder, dtype, keep_texts=keep_texts)
+    kind = encoder.describe()["kind"]
+    if kind == "sentence-transformers" and not any(settings[name] for name in ("precision", "backend")):
+        # Offered only where this machine gains by it.
+        try:
+            narrow: Any = create_encoder(model, **(settings | {"precision": "bfloat16"}))
+            found["bfloat16_speedup"] = narrow.speedup
+        except Lmd3Error:
+            found["bfloat16_speedup"] = None
+    lines = [
+        f"{found['texts']:,} texts of {found['characters'] / max(found['texts'], 1):,.0f} characters",
+        f"  encodes    {found['texts_per_second']:,.0f} texts a second in a trial",
+    ]
+    if gain := found.get("bfloat16_speedup"):
+        lines.append(
+            f"  faster     {gain:.2g} times with --encode-precision bfloat16 (cosine to float32 about .9999)"
+        )
+    names = list(found["rates"][0]["std_error"]) if found["rates"] else []
+    head = "".join(f"{'ess=' + name:>12}" for name in names)
+    lines += [
+        "",
+        f"  {'sample':>8}{'texts':>16}{'time':>16}{'disk':>12}   standard error of log f at",
+        f"{'':>55}{head}",
+    ]
+    for entry in found["rates"]:
+        errors = "".join(f"{value:>12.3f}" for value in entry["std_error"].values())
+        time_ = duration(entry["hours"] * 3600)
+        disk = f"{entry['bytes'] / 1e9:,.2f} GB"
+        lines.append(f"  {entry['rate']:>8.1%}{entry['texts']:>16,}{time_:>16}{disk:>12} {errors}")
+    emit(found, text="\n".join(lines))

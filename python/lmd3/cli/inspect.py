@@ -12,6 +12,9 @@ from lmd3.cli._common import emit, existing
 if TYPE_CHECKING:
     from lmd3.store import Store
 
+#: Rows at either end of a store by which the drift of an idf is judged.
+DRIFT_ROWS = 4096
+
 #: Mean rows of a piece below which a copy in one piece is advised.
 SMALL_PIECE = 1 << 15
 
@@ -56,6 +59,9 @@ def inspect(
         "counts": manifest.get("counts"),
         "source": manifest.get("source"),
         "encoder": opened.encoder,
+        "chunking": manifest.get("chunking"),
+        "sampling": manifest.get("sampling"),
+        "idf_drift": _drift(opened),
         "groups": manifest.get("groups", []) or _group_rows(opened),
         "rounding": opened.rounding,
         "group_run": opened.n / runs if len(opened.groups) > 1 else None,
@@ -74,6 +80,28 @@ def _advice(rows: int, groups: int, runs: int) -> list[str]:
             "lmd3 convert STORE -o SORTED --sort-by group"
         ]
     return []
+
+
+def _drift(store: Store) -> dict[str, Any] | None:
+    """How much of the first and the last rows the frozen idf of the built-in encoder does not know."""
+    import numpy as np
+
+    encoder = store.encoder or {}
+    if encoder.get("kind") != "hashing" or not store.has_texts:
+        return None
+    from lmd3.encoders.run import encoder_from_store
+    from lmd3.errors import Lmd3Error
+
+    try:
+        state: Any = encoder_from_store(store)
+    except Lmd3Error:
+        return None
+    shares = []
+    for start in (0, max(0, store.n - DRIFT_ROWS)):
+        rows = np.arange(start, min(start + DRIFT_ROWS, store.n))
+        found, unknown = state.unknown(store.documents(rows, ("text",))["text"].to_pylist())
+        shares.append(unknown / max(found, 1))
+    return {"unknown_first": shares[0], "unknown_last": shares[1], "drift": shares[1] - shares[0]}
 
 
 def _group_rows(store: Store) -> list[dict[str, Any]]:
@@ -143,7 +171,24 @@ def _page(facts: dict[str, Any]) -> str:
         truncated = counts.get("truncated", 0)
         line(
             "tokens",
-            f"{counts.get('tokens', 0):,}; {truncated:,} texts truncated ({truncated / facts['rows']:.1%})",
+            f"{counts.get('tokens', 0):,}; {truncated:,} texts truncated ({truncated / facts['rows']:.1%})"
+            + (f", {lost:,} tokens left out" if (lost := counts.get("tokens_left_out")) else ""),
+        )
+    if (cut := facts["chunking"]) and cut["mode"] != "truncate":
+        size = "what the model reads" if cut["tokens"] is None else f"{cut['tokens']} tokens"
+        line("chunks", f"{cut['mode']}, {size}, {cut['overlap']} shared")
+    if drawn := facts["sampling"]:
+        by = " by group" if drawn["by"] else ""
+        line(
+            "sample",
+            f"{drawn['sampled']:,} of {drawn['texts']:,} texts{by}, asked for {drawn['rate']:g}, "
+            f"seed {drawn['seed']}",
+        )
+    if drift := facts["idf_drift"]:
+        line(
+            "idf",
+            f"{drift['unknown_first']:.1%} of words and pairs unknown to it in the first rows, "
+            f"{drift['unknown_last']:.1%} in the last",
         )
     if source.get("empty") is not None:
         line("left out", f"{source['empty']:,} empty texts")
@@ -152,7 +197,10 @@ def _page(facts: dict[str, Any]) -> str:
         lines += ["", f"  {len(facts['groups'])} groups"]
         biggest = sorted(facts["groups"], key=lambda group: -group["rows"])
         for group in biggest[:20]:
-            lines.append(f"    {group['rows']:>12,}  {group['rows'] / facts['rows']:>6.1%}  {group['name']}")
+            cut = f"  ({group['truncated']:,} truncated)" if group.get("truncated") else ""
+            lines.append(
+                f"    {group['rows']:>12,}  {group['rows'] / facts['rows']:>6.1%}  {group['name']}{cut}"
+            )
         if len(biggest) > 20:
             lines.append(f"    … and {len(biggest) - 20} more (--json has all)")
     for advice in facts["advice"]:

@@ -56,6 +56,8 @@ class KernelDensity:
             query are exact); "auto": int16 for int8 rows, else float32.
         seed: seed of the samples that rules look at.
         max_memory: bytes that sums in flight may take beside the page cache.
+        any_encoder: score queries of another model, prompt or revision than the corpus's, which is refused
+            otherwise.
 
     Attributes:
         store_: the fitted rows.
@@ -74,6 +76,7 @@ class KernelDensity:
         seed: int = 0,
         max_memory: int = 2_000_000_000,
         precision: str = "auto",
+        any_encoder: bool = False,
     ) -> None:
         self.kernel = kernel
         self.bandwidth = bandwidth
@@ -82,12 +85,22 @@ class KernelDensity:
         self.seed = seed
         self.max_memory = max_memory
         self.precision = precision
+        self.any_encoder = any_encoder
 
     # --- scikit-learn's manners ---
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's parameters."""
-        names = ("kernel", "bandwidth", "normalize", "threads", "seed", "max_memory", "precision")
+        names = (
+            "kernel",
+            "bandwidth",
+            "normalize",
+            "threads",
+            "seed",
+            "max_memory",
+            "precision",
+            "any_encoder",
+        )
         return {name: getattr(self, name) for name in names}
 
     def set_params(self, **params: Any) -> Self:
@@ -492,7 +505,7 @@ class KernelDensity:
     def _query_matrix(self, store: Store) -> NDArray[np.float32]:
         """All queries as float32 (Q, d)."""
         self._check_fitted()
-        return query_matrix(self.store_, store, self.max_memory)
+        return query_matrix(self.store_, store, self.max_memory, self.any_encoder)
 
     def _asked(
         self,

@@ -293,7 +293,8 @@ def open_job(
     if found is not None:
         store = open_store(found)
         _same("the queries", store.fingerprint, asked["queries"], str(found))
-        matrix = query_matrix(scanner.store, store, scanner.memory)
+        # Their encoder was judged when the job was made.
+        matrix = query_matrix(scanner.store, store, scanner.memory, any_encoder=True)
     else:
         matrix = np.load(folder / QUERIES, mmap_mode="r", allow_pickle=False)
     own = np.load(folder / OWN, allow_pickle=False) if asked["exclude_self"] is not None else None

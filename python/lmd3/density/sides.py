@@ -34,7 +34,9 @@ def as_source(source: Source | ArrayLike, what: str) -> Store:
     return store
 
 
-def query_matrix(corpus: Store, queries: Store, memory: int) -> NDArray[np.float32]:
+def query_matrix(
+    corpus: Store, queries: Store, memory: int, any_encoder: bool = False
+) -> NDArray[np.float32]:
     """All queries as float32 (Q, d); beyond a quarter of `memory` bytes in a file that the page cache holds.
 
     Raises:
@@ -43,7 +45,7 @@ def query_matrix(corpus: Store, queries: Store, memory: int) -> NDArray[np.float
     """
     if queries.d != corpus.d:
         raise ShapeError(f"queries have {queries.d} dimensions, the corpus has {corpus.d}")
-    check_same_encoder(corpus, queries)
+    check_same_encoder(corpus, queries, any_encoder)
     if queries.array is not None and queries.array.dtype == np.float32:
         return queries.array
     if queries.n * queries.d * 4 <= memory // 4:
@@ -56,13 +58,18 @@ def query_matrix(corpus: Store, queries: Store, memory: int) -> NDArray[np.float
     return np.asarray(spooled)
 
 
-def check_same_encoder(corpus: Store, queries: Store) -> None:
+def check_same_encoder(corpus: Store, queries: Store, forced: bool = False) -> None:
     """Refuses queries that another model (or another state of it) has encoded.
 
     Raises:
-        ModelError: both sides name their encoder and the names differ.
+        ModelError: both sides name their encoder and the names differ, and it is not `forced`.
     """
-    if corpus.encoder is None or queries.encoder is None:
+    if corpus.encoder is None or queries.encoder is None or forced:
+        return
+    if (known := corpus.encoder.get("fingerprint")) is not None and known == queries.encoder.get(
+        "fingerprint"
+    ):
+        # The same weights, prompt and limits, wherever the model lies by now.
         return
     for key in ("kind", "model", "revision", "prompt", "dim", "fingerprint"):
         mine, other = corpus.encoder.get(key), queries.encoder.get(key)
@@ -70,7 +77,8 @@ def check_same_encoder(corpus: Store, queries: Store) -> None:
             raise ModelError(
                 f"queries were encoded otherwise than the corpus: {key} {other!r}, not {mine!r}",
                 file=None if queries.path is None else str(queries.path),
-                remedy="encode the queries with the corpus's own model: give their texts to lmd3 density",
+                remedy="encode the queries with the corpus's own model: give their texts to lmd3 density; "
+                "--any-encoder scores them all the same",
             )
 
 

@@ -6,6 +6,7 @@ for.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,11 +174,22 @@ def _static(model: str) -> str | None:
     if model.startswith("static:"):
         return model.removeprefix("static:")
     folder = Path(model).expanduser()
+    config, modules = _json(folder / "config.json"), _json(folder / "modules.json")
+    if isinstance(config, dict) and config.get("model_type") == "model2vec":
+        return model
+    # model2vec writes its models so that sentence-transformers reads them too.
+    first = modules[0] if isinstance(modules, list) and modules else None
+    static = isinstance(first, dict) and str(first.get("type")).endswith(".StaticEmbedding")
+    if static and (folder / "model.safetensors").exists() and importlib.util.find_spec("model2vec"):
+        return model
+    return None
+
+
+def _json(path: Path) -> Any:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return model if isinstance(config, dict) and config.get("model_type") == "model2vec" else None
 
 
 def restore_encoder(description: Mapping[str, Any], folder: Path, model: str | None = None) -> Encoder:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -95,7 +96,9 @@ class SentenceTransformerEncoder:
         self.precision, self.backend = precision, backend
         self._model = _load(self.name, device, revision, backend)
         self.batch_size = batch_size
-        limits = [int(limit) for limit in (self._model.max_seq_length, max_tokens) if limit is not None]
+        # Static models say "infinity".
+        known = (limit for limit in (self._model.max_seq_length, max_tokens) if limit is not None)
+        limits = [int(limit) for limit in known if math.isfinite(limit)]
         self.max_tokens: int | None = min(limits, default=None)
         if self.max_tokens is not None:
             self._model.max_seq_length = self.max_tokens

@@ -84,6 +84,13 @@ class Store:
         return self.native.n if self.native is not None else len(self._array)
 
     @property
+    def chunked(self) -> bool:
+        """Whether the rows are chunks of documents, which the columns "document" and "chunk" name."""
+        if self._table is not None:
+            return "document" in self._table.column_names
+        return bool((self.manifest.get("chunking") or {}).get("mode") == "sliding")
+
+    @property
     def population(self) -> int:
         """The rows that these stand for: more than `n` where a sample of the texts was encoded."""
         return int((self.manifest.get("sampling") or {}).get("texts", self.n))
