@@ -342,6 +342,21 @@ def test_damaged_quantisers_are_refused(
         assert error.message
 
 
+def test_numbers_of_a_quantiser_that_are_not_used_may_be_anything(tmp_path: Path) -> None:
+    """Found by fuzzing: a NaN where faiss keeps an argument of its training."""
+    import faiss
+
+    index = faiss.IndexScalarQuantizer(3, faiss.ScalarQuantizer.QT_8bit)
+    rows = np.random.default_rng(0).random((6, 3), dtype=np.float32)
+    index.train(rows)
+    index.add(rows)
+    faiss.write_index(index, str(tmp_path / "i.faiss"))
+    whole = bytearray((tmp_path / "i.faiss").read_bytes())
+    whole[45:49] = np.float32(np.nan).tobytes()
+    (tmp_path / "i.faiss").write_bytes(whole)
+    np.testing.assert_allclose(read_faiss(tmp_path / "i.faiss").rows(0, 6), index.reconstruct_n(0, 6))
+
+
 # --- files cut short under the map ---
 
 

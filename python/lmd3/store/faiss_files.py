@@ -160,16 +160,16 @@ def _index(reader: _Reader, path: Path, outer: bool) -> FaissIndex:
 
 
 def _scalar(reader: _Reader, path: Path, n: int, d: int) -> FaissIndex:
-    number, _, _, inner_d, code_size = (int(value) for value in reader.numbers(_QUANTIZER))
+    number, _, _, inner_d, code_size = reader.numbers(_QUANTIZER)
     if number not in _TYPES:
         raise reader.refuse(f"a scalar quantiser of type {number}, which is not read", _REMEDY)
-    kind = _TYPES[number]
+    kind = _TYPES[int(number)]
     width = 2 if kind in ("fp16", "bf16") else 1
     if inner_d != d or code_size != width * d:
         raise reader.refuse(f"codes of {code_size} bytes for {d} dimensions")
     trained_at, trained_size = reader.array(4)
     codes_at, size = reader.array(1)
-    if size != n * code_size:
+    if size != n * int(code_size):
         raise reader.refuse(f"{size} bytes of codes are not {n} of {code_size}")
     expected = {"8bit": 2 * d, "8bit_uniform": 2}.get(kind)
     if expected is None:
