@@ -1,5 +1,5 @@
-"""Damaged Arrow files and faiss indexes: `python fuzz/files.py SECONDS`. Any error but the library's own, a hang
-or a large allocation is a finding (the bytes are kept in fuzz/artifacts)."""
+"""Damaged Arrow files and faiss indexes: `python fuzz/files.py SECONDS`. Any error but the library's own, a
+hang or a large allocation is a finding (the bytes are kept in fuzz/artifacts)."""
 
 from __future__ import annotations
 
