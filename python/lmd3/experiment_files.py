@@ -204,6 +204,7 @@ RELATIONS = _schema(
     cluster_p=_NUMBER,
     r_squared=_NUMBER,
     delta_r_squared=_NUMBER,
+    delta_within=_NUMBER,
     n=_COUNT,
     clusters=_COUNT,
     primary=_FLAG,

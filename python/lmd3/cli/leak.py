@@ -61,6 +61,9 @@ def leak(
     answer: Annotated[
         str | None, typer.Option("--answer", metavar="COL", help="Column of the answers [default: answer].")
     ] = None,
+    separator: Annotated[
+        str, typer.Option("--separator", metavar="S", help="Between prompt and answer: \\n or a space.")
+    ] = "\\n",
     choices: Annotated[
         str | None,
         typer.Option("--choices", metavar="COL", help="Column of the items' lists of choices, for accuracy."),
@@ -171,11 +174,16 @@ def leak(
     if lora is not None and model in (NGRAM, SCRATCH):
         raise ParameterError("--lora finetunes a given model: name its folder by --model")
     columns = leak_inputs.Columns(id=id, prompt=prompt, answer=answer)
-    base_records = leak_inputs.read_records(base, replace(columns, id=None), base_vectors)
-    item_records = leak_inputs.read_records(items, replace(columns, group=group), item_vectors)
+    between = separator.replace("\\n", "\n").replace("\\t", "\t")
+    if not between.isspace():
+        raise ParameterError("the separator is white space: \\n, \\n\\n or a space")
+    base_records = leak_inputs.read_records(base, replace(columns, id=None), base_vectors, between)
+    item_records = leak_inputs.read_records(items, replace(columns, group=group), item_vectors, between)
     placebo_records = None
     if placebo is not None:
-        placebo_records = leak_inputs.read_records(placebo, replace(columns, id=None), placebo_vectors)
+        placebo_records = leak_inputs.read_records(
+            placebo, replace(columns, id=None), placebo_vectors, between
+        )
     if variants is not None:
         found = leak_inputs.read_variants(
             variants,

@@ -41,6 +41,7 @@ class Records:
         answers: (m,) or None.
         groups: (m,) or None.
         vectors: (m, d) float32 embeddings, or None: to be made.
+        separator: what stands between a prompt and its answer: white space.
     """
 
     ids: tuple[str, ...]
@@ -48,6 +49,7 @@ class Records:
     answers: tuple[str, ...] | None = None
     groups: tuple[str, ...] | None = None
     vectors: Vectors | None = None
+    separator: str = BREAK
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,7 +59,15 @@ class Records:
         """(m,) what is trained on."""
         if self.answers is None:
             return list(self.prompts)
-        return [whole(prompt, answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+        return [
+            whole(prompt, answer, self.separator)
+            for prompt, answer in zip(self.prompts, self.answers, strict=True)
+        ]
+
+    @property
+    def contexts(self) -> list[str]:
+        """(m,) what an answer is scored after. A single space belongs to the answer: models put it there."""
+        return list(self.prompts) if self.separator == " " else [p + self.separator for p in self.prompts]
 
     def take(self, rows: Iterable[int]) -> Records:
         """Some of the records, in the order named."""
@@ -67,12 +77,19 @@ class Records:
             return None if values is None else tuple(values[row] for row in chosen)
 
         vectors = None if self.vectors is None else self.vectors[chosen]
-        return Records(of(self.ids) or (), of(self.prompts) or (), of(self.answers), of(self.groups), vectors)
+        return Records(
+            of(self.ids) or (),
+            of(self.prompts) or (),
+            of(self.answers),
+            of(self.groups),
+            vectors,
+            self.separator,
+        )
 
 
-def whole(prompt: str, answer: str) -> str:
+def whole(prompt: str, answer: str, separator: str = BREAK) -> str:
     """A prompt with its answer, as trained on."""
-    return prompt + BREAK + answer if answer else prompt
+    return prompt + separator + answer if answer else prompt
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,9 @@ class Columns:
     group: str | None = None
 
 
-def read_records(source: Any, columns: Columns = Columns(), vectors: Any = None) -> Records:
+def read_records(
+    source: Any, columns: Columns = Columns(), vectors: Any = None, separator: str = BREAK
+) -> Records:
     """Records of a table (a path, an Arrow table or a frame).
 
     Prompts are the column named, else `prompt`, `question` or `text`; answers the column named, else
@@ -136,6 +155,7 @@ def read_records(source: Any, columns: Columns = Columns(), vectors: Any = None)
         None if answer is None else _texts(frame, answer, file),
         None if columns.group is None else _texts(frame, columns.group, file),
         None if vectors is None else read_vectors(vectors, len(ids)),
+        separator,
     )
 
 
@@ -247,7 +267,7 @@ def read_variants(source: Any, items: Records, columns: Columns = Columns(), kin
         tuple(of_items),
         kinds,
         prompts,
-        tuple(whole(p, a) for p, a in zip(prompts, answers, strict=True)),
+        tuple(whole(p, a, items.separator) for p, a in zip(prompts, answers, strict=True)),
         None if vectors is None else read_vectors(vectors, len(prompts)),
     )
 

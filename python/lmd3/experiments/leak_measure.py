@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmd3.experiment_files import MEASURES
-from lmd3.experiments.leak_inputs import BREAK, Records, normalised
+from lmd3.experiments.leak_inputs import Records, normalised
 from lmd3.experiments.training import LOSS, TrainingJob
 from lmd3.performance import LanguageModel
 
@@ -86,7 +86,7 @@ def measure(
     scores = model.score(items.prompts)
     with np.errstate(invalid="ignore", divide="ignore"):
         add("prompt", scores.nats / scores.tokens, scores.tokens)
-        prompts = [prompt + BREAK for prompt in items.prompts]
+        prompts = items.contexts
         if items.answers is not None:
             scores = model.score(items.answers, prompts)
             add("answer", scores.nats / scores.tokens, scores.tokens)
