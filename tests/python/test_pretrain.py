@@ -134,7 +134,8 @@ def test_effects_of_a_planted_world_are_measured() -> None:
     )
     truth = random.normal(size=(50, 8))
     losses = 5 + included @ truth.T
-    assert np.corrcoef(subsets.measured_effects(losses, included).ravel(), truth.ravel())[0, 1] > 0.9
+    found = subsets.measured_effects(losses, included)
+    np.testing.assert_allclose(found, truth - truth.mean(axis=1, keepdims=True), atol=1e-9)
     perfect = subsets.scores(losses, included, -losses)
     assert all(value == pytest.approx(1.0) for value in perfect.values())
     noise = subsets.scores(losses, included, random.normal(size=losses.shape))
@@ -150,7 +151,7 @@ def test_leave_one_out_leaves_each_group_out_once() -> None:
 
 def test_subsets_of_groups_are_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = grouped(n=60)
-    settings = SubsetSettings(models=8, held_out=10, bandwidths=(0.4,), draws=40)
+    settings = SubsetSettings(models=14, held_out=10, bandwidths=(0.4,), draws=40)
     experiment = Subsets(tmp_path / "o", records, settings, threads=1)
     experiment.run()
     table = pq.read_table(tmp_path / "o" / "analysis" / "scores.parquet")
@@ -185,7 +186,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
                  "-o", str(tmp_path / "p"), "--json"]) == 0  # fmt: skip
     assert "C" in json.loads(capsys.readouterr().out)["verdicts"]
     assert (
-        main(["subsets", *common, "--models", "8", "--held-out", "10", "-o", str(tmp_path / "s"), "--json"])
+        main(["subsets", *common, "--models", "14", "--held-out", "10", "-o", str(tmp_path / "s"), "--json"])
         == 0
     )
     assert "subsets" in json.loads(capsys.readouterr().out)["verdicts"]
@@ -212,6 +213,7 @@ def test_facts_are_about_different_people() -> None:
 # --- rivals ---
 
 
+@pytest.mark.slow
 def test_rivals_stand_in_the_same_ladder(tmp_path: Path) -> None:
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason="rivals need a neural model")
@@ -233,7 +235,7 @@ def test_rivals_stand_in_the_same_ladder(tmp_path: Path) -> None:
     assert table.schema.equals(files.RIVALS)
     assert table["predictor"].to_pylist() == ["in_context", "mirrored_influence", "log_density", "max_cosine"]
     assert "in_context" in sentence and "fragments" in sentence
-    # A step on a text lowers the loss of that very text: influence has the right sign, and weights are restored.
+    # A step on a text lowers the loss of that very text, and the weights are put back.
     texts = experiment.train_texts.texts[:3]
     folder = experiment.model_folder()
     first = rivals.mirrored(folder, texts, [[text] for text in texts], rate=1e-2)
@@ -258,4 +260,5 @@ def test_unique_fragments_are_counted_by_hand(tmp_path: Path) -> None:
     table = rivals.unique_fragments(tmp_path / "m" / "model", texts, length=4)
     assert table["fragments"].to_pylist() == [0] * 6
     table = rivals.unique_fragments(tmp_path / "m" / "model", texts[:3], length=4).sort_by("row")
-    assert table["fragments"].to_pylist() == [4, 4, 10]
+    # Of 8 places, 5 lie in the start that the first two share; of 10, none.
+    assert table["fragments"].to_pylist() == [3, 3, 10]

@@ -173,6 +173,7 @@ def test_a_given_model_is_trained_further(lora: int | None, trained: Path, tmp_p
     assert training.load_model(str(folder / "model")).config.n_embd == 32
 
 
+@pytest.mark.slow
 def test_runs_in_processes_of_their_own(trained: Path, tokenizer: str, tmp_path: Path) -> None:
     folders = [tmp_path / "one"]
     training.write_job(folders[0], replace(JOB, tokenizer=tokenizer), TEXTS)
@@ -235,6 +236,7 @@ def test_longest_run(first: list[int], second: list[int], expected: int) -> None
 # --- an experiment with neural arms ---
 
 
+@pytest.mark.slow
 def test_a_leak_with_neural_arms(tmp_path: Path) -> None:
     from test_leak import texts
 

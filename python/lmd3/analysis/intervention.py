@@ -213,6 +213,8 @@ def slopes(
     def add(
         model: str, sample: str, term: str, terms: list[str], frame: pd.DataFrame, **options: Any
     ) -> None:
+        if frame["value"].nunique() < 2:
+            return
         try:
             found = fit(frame, terms, binary=False, **options)
         except ParameterError:

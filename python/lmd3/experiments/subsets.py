@@ -1,8 +1,8 @@
 """`lmd3 subsets`: does a density per group say which training data a prediction depends on?
 
 The small model is trained on K random halves of the groups (or with each group left out). What a group does
-to a query is then measured: the mean loss over the models that read it less the mean over those that did
-not. It is compared, by rank correlation, with what the density under each group predicts.
+to a query is then measured by least squares of the losses on the groups read (a linear datamodel). It is
+compared, by rank correlation, with what the density under each group predicts.
 
 * `effects`: Spearman's correlation of measured and predicted change over all (query, group) pairs;
   `effects per query`: the mean over queries of the same within a query, across groups.
@@ -44,6 +44,9 @@ Floats = NDArray[np.float64]
 
 HALVES, LEAVE_ONE_OUT = "halves", "leave-one-out"
 
+#: Random predictors: their spread belongs to the interval of one.
+DEALS = 30
+
 
 @dataclass(frozen=True)
 class SubsetSettings:
@@ -77,8 +80,12 @@ class SubsetSettings:
 
 
 def draw_subsets(groups: int, settings: SubsetSettings) -> NDArray[np.bool_]:
-    """(K, groups): which groups each model reads. Halves come in pairs of complements, so that every group is
-    read by half of the models.
+    """(K, groups): which groups each model reads. All halves have one size, so that no model knows more by
+    number; of an even number of groups they come in pairs of complements, and every group is read by half of
+    the models.
+
+    Raises:
+        ParameterError: too few models to tell the groups' effects apart.
     """
     if settings.design == LEAVE_ONE_OUT:
         return np.concatenate([np.ones((1, groups), dtype=np.bool_), ~np.eye(groups, dtype=np.bool_)])
@@ -92,24 +99,34 @@ def draw_subsets(groups: int, settings: SubsetSettings) -> NDArray[np.bool_]:
         tries += 1
         if half.tobytes() in seen and tries < 50 * settings.models:
             continue
-        for chosen in (half, ~half):
+        for chosen in (half, ~half) if groups % 2 == 0 else (half,):
             seen.add(chosen.tobytes())
             rows.append(chosen)
-    return np.array(rows[: settings.models])
+    included = np.array(rows[: settings.models])
+    if np.linalg.matrix_rank(included.astype(np.float64)) < groups:
+        raise ParameterError(
+            f"{settings.models} models on halves can't tell the effects of {groups} groups apart",
+            remedy=f"take at least {2 * groups} models",
+        )
+    return included
 
 
 # --- scores ---
 
 
 def measured_effects(losses: Floats, included: NDArray[np.bool_]) -> Floats:
-    """(queries, groups): mean loss over the models that read a group less that over those that did not.
+    """(queries, groups): what reading a group does to a query, by least squares of losses on the groups read.
+
+    Halves hold the number of groups fixed, so an effect is that of a group in the place of another: effects
+    are taken less their mean over the groups.
 
     Args:
         losses: (K, queries).
         included: (K, groups).
     """
-    weights = included / included.sum(axis=0) - ~included / (~included).sum(axis=0)
-    return np.asarray(losses.T @ weights)
+    columns = np.column_stack([np.ones(len(included)), included])
+    effects = (np.linalg.pinv(columns) @ losses)[1:].T
+    return np.asarray(effects - effects.mean(axis=1, keepdims=True))
 
 
 def _rank(values: Floats) -> Floats:
@@ -300,7 +317,8 @@ class Subsets:
         return np.array(losses)
 
     def predictors(self) -> tuple[list[dict[str, Any]], dict[str, Floats]]:
-        """Bandwidths, and by name (K, queries): `density:B` for every one, `random` and `max_cosine`."""
+        """Bandwidths, and by name (K, queries): `density:B` for every one, `max_cosine`, and
+        `random:D` for every deal."""
         import lmd3
 
         train = [row for rows in self.train_rows for row in rows]
@@ -344,9 +362,10 @@ class Subsets:
             said[f"density:{number}"] = total - np.log(read)[:, None]
         # The groups' densities in an order of each query's own: no group and no query keeps what is its own.
         random = np.random.default_rng([self.settings.seed, 43])
-        shuffled = random.permuted(sums[0] - np.log(sizes)[:, None], axis=0) + np.log(sizes)[:, None]
-        total = np.logaddexp.reduce(shuffled[None] + masks[:, :, None], axis=1)
-        said["random"] = total - np.log(read)[:, None]
+        for deal in range(DEALS):
+            dealt = random.permuted(sums[0] - np.log(sizes)[:, None], axis=0) + np.log(sizes)[:, None]
+            total = np.logaddexp.reduce(dealt[None] + masks[:, :, None], axis=1)
+            said[f"random:{deal}"] = total - np.log(read)[:, None]
         said["max_cosine"] = (cosine[None] + masks[:, :, None]).max(axis=1)
         return entries, said
 
@@ -385,8 +404,17 @@ class Subsets:
         entries, said = self.predictors()
         self.say("Comparing what was measured with what was predicted ...")
         rows = []
+        dealt = pd.DataFrame(
+            [
+                scores(losses[:, known], self.included, predicted[:, known])
+                for name, predicted in said.items()
+                if name.startswith("random:")
+            ]
+        )
         for name, predicted in said.items():
-            number = int(name.split(":")[1]) if ":" in name else None
+            if name.startswith("random:") and name != "random:0":
+                continue
+            number = int(name.split(":")[1]) if name.startswith("density:") else None
             found = scores(losses[:, known], self.included, predicted[:, known])
             intervals: dict[str, tuple[float, float]] = {}
             if self.settings.design == HALVES:
@@ -399,6 +427,11 @@ class Subsets:
                 )
             for score, estimate in found.items():
                 low, high = intervals.get(score, (None, None))
+                if name == "random:0":
+                    half = 0.0 if low is None or high is None else (high - low) / 2
+                    half = float(np.hypot(half, 1.959964 * dealt[score].std(ddof=1)))
+                    estimate = float(dealt[score].mean())
+                    low, high = estimate - half, estimate + half
                 rows.append(
                     {
                         "predictor": name.split(":")[0],
