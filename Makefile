@@ -32,6 +32,10 @@ bench: build $(VENV)/.bench  ## the benchmarks
 	cargo bench
 	$(BIN)/python benches/scan.py
 
+.PHONY: claims
+claims: $(VENV)/.neural build  ## the paper's three claims on small models, into docs/claims.md; LMD3_DATA names the data
+	nice $(BIN)/python -m lmd3.experiments.claims
+
 .PHONY: wheel
 wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later
 	rm -rf dist

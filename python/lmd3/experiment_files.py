@@ -266,8 +266,8 @@ RIVALS = _schema(
 # --- subsets ---
 
 #: `analysis/scores.parquet`: rank correlations of predicted with measured changes, by predictor (log
-#: density, max cosine, random). `score`: `effects` (over all queries × groups), `effects per query` (mean
-#: over queries), `lds` (over models, mean over queries).
+#: density, max cosine, random). `score`: `effects` (across groups, mean over queries), `effects
+#: pooled` (all pairs at once; chance is not 0), `lds` (across models, mean over queries).
 SCORES = _schema(
     predictor=_TEXT,
     bandwidth=_NUMBER,

@@ -14,18 +14,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from lmd3.analysis import intervention
 from lmd3.errors import FileMissingError, Lmd3Error
+from lmd3.experiments import claims_page as page
 from lmd3.experiments.facts import make_facts
-from lmd3.experiments.leak import SCRATCH, Leak, LeakSettings
+from lmd3.experiments.leak import NGRAM, SCRATCH, Leak, LeakSettings
 from lmd3.experiments.leak_inputs import Records, VariantTexts, whole
 from lmd3.experiments.pretrain import Pretrain, PretrainSettings
+from lmd3.experiments.subsets import Subsets, SubsetSettings
 from lmd3.experiments.training import TrainingJob
 from lmd3.progress import console, silent
 
@@ -34,6 +37,9 @@ BANDWIDTHS = (0.1, 0.05, 0.2, 0.3)
 
 TRAINED = {"movie_reviews": 12000, "brown": 12000, "abc": 7000, "gsm8k_train": 4500, "pros_cons": 8000}
 LEFT_OUT = ("webtext", "subjectivity", "state_union", "wikitext", "inaugural")
+
+#: Share of its words that a paragraph of documentation loses as a variant.
+DROPPED = 0.2
 
 
 def minilm() -> str:
@@ -55,6 +61,7 @@ class Claims:
         workers: training runs at a time.
         seed: of all draws.
         seeds: pairs of arms of the leaks.
+        calibration: re-randomised assignments of the calibration.
         quiet: no progress.
     """
 
@@ -67,10 +74,12 @@ class Claims:
         workers: int = 2,
         seed: int = 0,
         seeds: int = 2,
+        calibration: int = 400,
         quiet: bool = False,
     ) -> None:
         self.folder, self.data, self.model = folder, data, model
         self.workers, self.seed, self.seeds = workers, seed, seeds
+        self.calibration = calibration
         self.say: Callable[[str], None] = (lambda line: None) if quiet else _say
         self.progress = silent if quiet else console
         if data is not None and not (data / "sentences").is_dir():
@@ -84,9 +93,10 @@ class Claims:
         """What all experiments share."""
         return {"workers": self.workers, "progress": self.progress, "say": self.say}
 
-    def questions(self) -> Leak:
-        """The leak of GSM8K questions."""
-        assert self.data is not None
+    def questions(self, model: str | None = None) -> Leak:
+        """The leak of GSM8K questions, or of paragraphs of documentation."""
+        if self.data is None:
+            return self._paragraphs(model or self.model)
         place = self.data / "gsm8k"
         train, test, changed = (
             [json.loads(line) for line in (place / name).read_text(encoding="utf-8").splitlines()]
@@ -112,17 +122,52 @@ class Claims:
             tuple(whole(row["question"], row["solution"]) for row in changed),
             self._encoded("paraphrases", [row["question"] for row in changed]),
         )
+        model = model or self.model
         settings = LeakSettings(
-            model=self.model,
+            model=model,
             seeds=self.seeds,
             bandwidths=BANDWIDTHS,
             seed=self.seed,
             job=TrainingJob(context=256, batch=8),
         )
         base, placebo = pool.take(range(3000)), pool.take(range(3000, len(pool)))
-        return Leak(
-            self.folder / "questions", base, items, variants, settings, placebo=placebo, **self.options()
+        folder = self.folder / ("questions" if model == self.model else f"questions-{model}")
+        return Leak(folder, base, items, variants, settings, placebo=placebo, **self.options())
+
+    def _paragraphs(self, model: str) -> Leak:
+        """The leak of paragraphs of documentation: exact, and with a fifth of their words dropped."""
+        from lmd3.experiments.demo import drop_words
+        from lmd3.experiments.documentation import paragraphs
+
+        random = np.random.default_rng([self.seed, 60])
+        found = paragraphs(progress=self.progress)
+        order = random.permutation(len(found))
+
+        def records(rows: Sequence[int]) -> Records:
+            chosen = [found[row] for row in rows]
+            return Records(
+                tuple(p.id for p in chosen),
+                tuple(p.text for p in chosen),
+                None,
+                tuple(p.group for p in chosen),
+            )
+
+        items, base, placebo = (
+            records(order[a:b].tolist()) for a, b in ((0, 900), (900, 5900), (5900, 9900))
         )
+        told = [drop_words(text, random, DROPPED) for text in items.prompts]
+        variants = VariantTexts(items.ids, ("dropout",) * len(told), tuple(told), tuple(told))
+        settings = LeakSettings(
+            doses=(0, 1, 4),
+            model=model,
+            seeds=self.seeds,
+            hold_back=0.4,
+            allow_present=True,
+            seed=self.seed,
+            job=TrainingJob(context=128, batch=16),
+        )
+        folder = self.folder / ("questions" if model == self.model else f"questions-{model}")
+        return Leak(folder, base, items, variants, settings, placebo=placebo, **self.options())
 
     def facts(self) -> Leak:
         """The leak of invented facts."""
@@ -149,27 +194,61 @@ class Claims:
             **self.options(),
         )
 
-    def sentences(self) -> Pretrain:
-        """The pretraining on five sources."""
-        assert self.data is not None
+    def grouped(self) -> Records:
+        """Texts with their groups: sentences of ten sources, or documentation by package and part."""
+        if self.data is None:
+            from lmd3.experiments.documentation import paragraphs
+
+            found = paragraphs(progress=self.progress)
+            return Records(
+                tuple(p.id for p in found), tuple(p.text for p in found), None, tuple(p.group for p in found)
+            )
         table = pq.read_table(self.data / "sentences" / "documents.parquet")
-        records = Records(
+        return Records(
             tuple(table["id"].to_pylist()),
             tuple(table["text"].to_pylist()),
             None,
             tuple(table["source"].to_pylist()),
             np.load(self.data / "sentences" / "embeddings.npy").astype(np.float32),
         )
-        settings = PretrainSettings(
-            trained=tuple(TRAINED),
-            left_out=LEFT_OUT,
-            texts=TRAINED,
-            finetune=10_000,
-            model=self.model,
-            bandwidths=(*BANDWIDTHS, "ess=1000"),
-            seed=self.seed,
-        )
+
+    def sentences(self) -> Pretrain:
+        """The pretraining on five sources and not on five others, or on four packages and not on one."""
+        records = self.grouped()
+        if self.data is None:
+            settings = PretrainSettings(
+                left_out=("statsmodels",), texts=6000, finetune=1500, model=self.model, seed=self.seed
+            )
+        else:
+            settings = PretrainSettings(
+                trained=tuple(TRAINED),
+                left_out=LEFT_OUT,
+                texts=TRAINED,
+                finetune=10_000,
+                model=self.model,
+                bandwidths=(*BANDWIDTHS, "ess=1000"),
+                seed=self.seed,
+            )
         return Pretrain(self.folder / "sentences", records, settings, **self.options())
+
+    def subsets(self) -> Subsets:
+        """n-gram models on random halves of ten sources, or of parts of the documentation."""
+        records = self.grouped()
+        if self.data is None:
+            parts = ["/".join(name.split("#")[0].split("/")[:2]) for name in records.ids]
+            records = Records(records.ids, records.prompts, None, tuple(parts))
+            settings = SubsetSettings(texts=600, held_out=60, seed=self.seed)
+            counts: dict[str, int] = {}
+            for part in parts:
+                counts[part] = counts.get(part, 0) + 1
+            largest = sorted(counts, key=lambda part: -counts[part])[:12]
+            kept = [row for row, part in enumerate(parts) if part in largest]
+            records = records.take(kept)
+        else:
+            settings = SubsetSettings(texts=3000, bandwidths=BANDWIDTHS, draws=200, seed=self.seed)
+        options = self.options()
+        del options["workers"]
+        return Subsets(self.folder / "subsets", records, settings, **options)
 
     def _encoded(self, name: str, texts: list[str]) -> Any:
         """Vectors of texts by MiniLM, kept in the folder."""
@@ -201,7 +280,117 @@ class Claims:
                 arm, seed = folder.name.rsplit("-", 1)
                 write_job(folder, job, leak.documents(arm, int(seed)))
                 folders.append(folder)
+        # The first pairs of arms before the second ones.
+        folders[1:] = sorted(folders[1:], key=lambda folder: folder.name.rsplit("-", 1)[1])
         run_jobs(folders, workers=self.workers, progress=self.progress, say=self.say)
+
+    # --- all of it ---
+
+    def run(self, place: Path, command: str) -> list[page.Bar]:
+        """Runs everything and writes the page.
+
+        Args:
+            place: the page.
+            command: what it says it was made by.
+        """
+        started = time.monotonic()
+        self.train()
+        questions, facts, sentences = self.questions(), self.facts(), self.sentences()
+        self.say("Claims A and B: leaked questions ...")
+        questions.run()
+        self.say("Accuracy: leaked facts ...")
+        facts.run()
+        self.say("Claim C: pretraining ...")
+        sentences.run()
+        if self.model == SCRATCH:
+            from lmd3.experiments.rivals import run_rivals
+
+            if not (sentences.folder / "analysis" / "rivals.parquet").exists():
+                said = run_rivals(sentences, queries=300, progress=self.progress, say=self.say)
+                (sentences.folder / "rivals.txt").write_text(said, encoding="utf-8")
+            self.say("The same questions without torch ...")
+            self.questions(NGRAM).run()
+        self.say("Subsets ...")
+        self.subsets().run()
+        recomputed = recompute(questions)
+        calibration = self._calibrate(questions)
+        minutes = (time.monotonic() - started) / 60
+        tables = {
+            name: page.Tables(self.folder / name)
+            for name in ("questions", "questions-ngram", "facts", "sentences", "subsets")
+            if (self.folder / name / "analysis").is_dir()
+        }
+        bars: list[page.Bar] = []
+        if self.data is not None:
+            bars += page.leak_bars(tables["questions"], recomputed)
+            bars += page.facts_bars(tables["facts"])
+            bars += page.pretrain_bars(tables["sentences"])
+        bars += page.subset_bars(tables["subsets"])
+        bars += page.calibration_bars(calibration)
+        about = {
+            "command": command,
+            "data": "the folder named by LMD3_DATA"
+            if self.data is not None
+            else "documentation (no LMD3_DATA)",
+            "model": self.model,
+            "seeds": self.seeds,
+            "seed": self.seed,
+            "minutes": minutes,
+            "workers": self.workers,
+        }
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = page.write(tables, bars, about, calibration, recomputed)
+        temporary = place.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(place)
+        return bars
+
+    def _calibrate(self, leak: Leak) -> dict[str, float]:
+        """Rejections on a null outcome, one control arm less another, kept in the folder."""
+        from lmd3.experiments.leak_analysis import Loaded
+        from lmd3.results import read_json, write_json
+
+        path = leak.folder / "analysis" / f"calibration-{self.calibration}.json"
+        if not path.exists():
+            loaded = Loaded(leak.folder)
+            null = loaded.outcomes[0].placebo or loaded.outcomes[0]
+            self.say(f"Calibration over {self.calibration} re-randomised assignments ...")
+            values = null.delta if loaded.outcomes[0].placebo else np.asarray(null.control[0])
+            found = intervention.calibrate(
+                values,
+                loaded.exposures[0],
+                loaded.variants,
+                loaded.design,
+                assignments=self.calibration,
+                seed=self.seed,
+            )
+            write_json(path, found)
+        calibration: dict[str, float] = read_json(path)
+        return calibration
+
+
+def recompute(leak: Leak) -> float:
+    """Largest difference, over items and bandwidths, of the changes from sums to those of both corpora summed
+    from scratch in double precision.
+    """
+    from lmd3.experiments.leak_density import load_exposures, log_kernels, log_sum
+
+    found, entries = load_exposures(leak.folder / "exposure")
+    plan, items = leak.plan, leak.vectors["items"]
+    copies = plan.copies[plan.slots]
+    ones = np.ones(len(leak.base), dtype=np.int64)
+    worst = 0.0
+    for exposure, entry in zip(found, entries, strict=True):
+
+        def corpus(added: Any, entry: dict[str, Any] = entry) -> Any:
+            rows = np.concatenate([leak.vectors["base"], added])
+            kernels = log_kernels(entry["kernel"], entry["bandwidth"], items, rows)
+            return log_sum(kernels, np.concatenate([ones, copies]))
+
+        treatment = corpus(leak.vectors["variants"][plan.rows[plan.slots]])
+        control = np.mean([corpus(leak.vectors["placebo"][chosen]) for chosen in plan.placebos], axis=0)
+        worst = max(worst, float(np.abs(exposure.delta(plan.copies) - (treatment - control)).max()))
+    return worst
 
 
 def _say(line: str) -> None:
@@ -220,10 +409,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2, help="pairs of arms of the leaks")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     parser.add_argument("--train-only", action="store_true", help="train all models and stop")
+    parser.add_argument("--calibration", type=int, default=400, help="re-randomised assignments")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     named = os.environ.get("LMD3_DATA")
-    started = time.monotonic()
     try:
         claims = Claims(
             options.out,
@@ -232,15 +421,20 @@ def main(arguments: list[str] | None = None) -> int:
             workers=options.workers,
             seed=options.seed,
             seeds=options.seeds,
+            calibration=options.calibration,
             quiet=options.quiet,
         )
-        claims.train()
         if options.train_only:
+            claims.train()
             return 0
+        bars = claims.run(options.page, "LMD3_DATA=… make claims" if named else "make claims")
     except Lmd3Error as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2 if error.refused else 1
-    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    missed = [bar for bar in bars if not bar.holds]
+    for bar in missed:
+        print(f"not met: {bar.claim}, {bar.what}: {bar.found} (wanted {bar.wanted})", file=sys.stderr)
+    print(f"{len(bars) - len(missed)} of {len(bars)} bars hold: {options.page}", file=sys.stderr)
     return 0
 
 

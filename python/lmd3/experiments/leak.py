@@ -51,6 +51,9 @@ from lmd3.results import read_json, write_json, write_parquet
 #: The built-in model, and a small GPT-2 configuration trained from scratch; anything else is a folder.
 NGRAM, SCRATCH = "ngram", "scratch"
 
+#: Pairs of items and base texts that are summed in double precision; more go through the scan.
+_EXACT_PAIRS = 100_000_000
+
 #: Texts encoded at once.
 _BATCH = 1024
 
@@ -359,10 +362,15 @@ class Leak:
             threads=self.threads,
             seed=self.settings.seed,
         )
-        estimator.fit(self.vectors["base"], queries=self.vectors["items"])
-        scores = estimator.score_samples(self.vectors["items"])
-        self._sums = scores.reshape(len(scores), -1) + np.log(len(self.base))
+        base, items = self.vectors["base"], self.vectors["items"]
+        estimator.fit(base, queries=items)
         self.bandwidths = estimator.bandwidths_
+        if len(base) * len(items) <= _EXACT_PAIRS:
+            # In double precision, as the rows that are added: the changes are then exact to rounding.
+            self._sums = leak_density.base_sums(self.bandwidths, items, base)
+        else:
+            scores = estimator.score_samples(items)
+            self._sums = scores.reshape(len(scores), -1) + np.log(len(base))
         for line in estimator.notices_:
             self.say(line)
 

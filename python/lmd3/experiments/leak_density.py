@@ -56,6 +56,18 @@ def log_sum(kernels: Floats, copies: NDArray[np.int64]) -> Floats:
         return np.asarray(np.log(np.exp(weighted - safe[:, None]).sum(axis=1)) + safe)
 
 
+def base_sums(bandwidths: Sequence[Any], items: Vectors, base: Vectors) -> Floats:
+    """(n, B) log kernel sums of items under the base, in double precision, in bounded memory."""
+    out = np.empty((len(items), len(bandwidths)))
+    step = max(1, 4 * _PAIRS // max(1, len(base)))
+    ones = np.ones(len(base), dtype=np.int64)
+    for start in range(0, len(items), step):
+        part = slice(start, start + step)
+        for number, entry in enumerate(bandwidths):
+            out[part, number] = log_sum(log_kernels(entry.kernel, entry.bandwidth, items[part], base), ones)
+    return out
+
+
 def exposures(
     bandwidths: Sequence[Any], base: Floats, plan: Plan, items: Vectors, rows: Vectors, placebos: Vectors
 ) -> list[Exposure]:

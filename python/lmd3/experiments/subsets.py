@@ -4,8 +4,10 @@ The small model is trained on K random halves of the groups (or with each group 
 to a query is then measured by least squares of the losses on the groups read (a linear datamodel). It is
 compared, by rank correlation, with what the density under each group predicts.
 
-* `effects`: Spearman's correlation of measured and predicted change over all (query, group) pairs;
-  `effects per query`: the mean over queries of the same within a query, across groups.
+* `effects`: the mean over queries of Spearman's correlation, across groups, of measured and predicted change.
+  `effects pooled` takes all (query, group) pairs at once; its level of chance is not 0, since a query that
+  one group does much to tends to have one group of high density, whichever: the random predictor shows how
+  much.
 * `lds`, the linear datamodelling score (Ilyas et al. 2022, Park et al. 2023): the mean over queries of
   Spearman's correlation, across the K models, of the loss with what the predictor says of the model's
   training groups.
@@ -153,8 +155,8 @@ def scores(losses: Floats, included: NDArray[np.bool_], predicted: Floats) -> di
     measured = measured_effects(losses, included)
     said = -measured_effects(predicted, included)
     return {
-        "effects": float(stats.spearmanr(measured.ravel(), said.ravel()).statistic),
-        "effects per query": _mean_correlation(_rank(measured), _rank(said)),
+        "effects": _mean_correlation(_rank(measured), _rank(said)),
+        "effects pooled": float(stats.spearmanr(measured.ravel(), said.ravel()).statistic),
         "lds": _mean_correlation(_rank(losses.T), _rank(-predicted.T)),
     }
 
@@ -363,9 +365,10 @@ class Subsets:
         # The groups' densities in an order of each query's own: no group and no query keeps what is its own.
         random = np.random.default_rng([self.settings.seed, 43])
         for deal in range(DEALS):
-            dealt = random.permuted(sums[0] - np.log(sizes)[:, None], axis=0) + np.log(sizes)[:, None]
+            order = random.permuted(np.tile(np.arange(len(sizes))[:, None], len(queries)), axis=0)
+            dealt = np.take_along_axis(sums[0], order, axis=0)
             total = np.logaddexp.reduce(dealt[None] + masks[:, :, None], axis=1)
-            said[f"random:{deal}"] = total - np.log(read)[:, None]
+            said[f"random:{deal}"] = total - np.log(self.included @ sizes[order])
         said["max_cosine"] = (cosine[None] + masks[:, :, None]).max(axis=1)
         return entries, said
 
