@@ -158,8 +158,8 @@ def test_subsets_of_groups_are_predicted(tmp_path: Path, capsys: pytest.CaptureF
     assert table.schema.equals(files.SCORES)
     rows = table.to_pandas()
     effects = rows[rows["score"] == "effects"].set_index("predictor")
-    # Words of its own group are what a query needs, and what its density sees.
-    assert effects.loc["density", "estimate"] > 0.5
+    # Words of its own group are what a query needs, and what its density sees; the others rank by chance.
+    assert effects.loc["density", "estimate"] > 0.3
     assert effects.loc["random", "ci_low"] < 0 < effects.loc["random", "ci_high"]
     entries, said = experiment.predictors()
     chosen = experiment.included[3]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmd3 import experiment_files as files
-from lmd3.analysis.regression import design, fit
+from lmd3.analysis.regression import fit
 from lmd3.errors import ParameterError
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DensityTable, read_json, write_json, write_parquet
@@ -57,8 +57,12 @@ def load(folder: Path, which: str = "density") -> tuple[pd.DataFrame, list[dict[
 
 
 def r_squared(frame: pd.DataFrame, terms: Sequence[str], effects: pd.Series[Any] | None) -> float:
-    """R² of least squares of `value` on terms and group effects."""
-    exog = design(frame, terms, effects).to_numpy()
+    """R² of least squares of `value` on terms and group effects, of all variance."""
+    columns = [np.ones(len(frame)), *(frame[term].to_numpy(dtype=np.float64) for term in terms)]
+    if effects is not None:
+        codes = pd.factorize(effects, sort=True)[0]
+        columns += [(codes == code).astype(np.float64) for code in range(1, codes.max() + 1)]
+    exog = np.column_stack(columns)
     y = frame["value"].to_numpy(dtype=np.float64)
     residual = y - exog @ np.linalg.lstsq(exog, y, rcond=None)[0]
     return 1 - float(residual @ residual) / float(((y - y.mean()) ** 2).sum())
@@ -89,9 +93,10 @@ def relation(
     estimate = found["x"]
     entry = {name: value for name, value in estimate.to_dict().items() if name != "statistic"}
     before = r_squared(frame, controls, effects)
-    entry |= {"r_squared": found.r_squared, "delta_r_squared": found.r_squared - before, "n": found.n}
+    after = r_squared(frame, ["x", *controls], effects)
+    entry |= {"r_squared": after, "delta_r_squared": after - before, "n": found.n}
     between = r_squared(frame, [], effects)
-    entry["delta_within"] = (found.r_squared - before) / (1 - between)
+    entry["delta_within"] = (after - before) / (1 - between)
     entry["clusters"] = int(groups.nunique())
     if groups.nunique() > 2:
         clustered = fit(frame, ["x", *controls], binary=False, effects=effects, clusters=groups)["x"]
