@@ -1,5 +1,7 @@
 //! `Rows`: a borrowed n × d matrix of embeddings as it lies in a file, whatever its element type and alignment.
 
+use std::path::Path;
+
 use half::{bf16, f16};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +56,7 @@ pub struct Rows<'a> {
     n: usize,
     d: usize,
     scales: Option<&'a [f32]>,
+    file: Option<(&'a Path, u64)>,
 }
 
 impl<'a> Rows<'a> {
@@ -70,7 +73,29 @@ impl<'a> Rows<'a> {
         if scales.is_some_and(|scales| scales.len() != n) {
             return Err(Error::new(ErrorKind::Shape, format!("scales are not one per row of {n}")));
         }
-        Ok(Self { bytes, dtype, n, d, scales })
+        Ok(Self { bytes, dtype, n, d, scales, file: None })
+    }
+
+    /// The same rows, with the file and the offset in it from which their bytes can be read instead.
+    #[must_use]
+    pub fn in_file(self, path: &'a Path, offset: u64) -> Self {
+        Self { file: Some((path, offset)), ..self }
+    }
+
+    /// The file and the offset in it where the bytes lie, where that is known.
+    pub fn file(&self) -> Option<(&'a Path, u64)> {
+        self.file
+    }
+
+    /// The same rows, their bytes read from elsewhere.
+    ///
+    /// # Errors
+    /// `Shape` where the number of bytes is another.
+    pub fn with_bytes<'b>(&self, bytes: &'b [u8]) -> Result<Rows<'b>>
+    where
+        'a: 'b,
+    {
+        Rows::new(bytes, self.dtype, self.n, self.d, self.scales)
     }
 
     /// Rows.
@@ -114,33 +139,28 @@ impl<'a> Rows<'a> {
             bytes: &self.bytes[start * stride..end * stride],
             n: end - start,
             scales: self.scales.map(|scales| &scales[start..end]),
+            file: self.file.map(|(path, offset)| (path, offset + (start * stride) as u64)),
             ..*self
         }
     }
 
-    /// The rows `first + numbers[i]`, copied into the buffers.
+    /// The rows `numbers`, copied into the buffers.
     ///
     /// # Panics
     /// Where a row lies outside.
-    pub fn gather<'b>(
-        &self,
-        first: usize,
-        numbers: &[u32],
-        bytes: &'b mut Vec<u8>,
-        scales: &'b mut Vec<f32>,
-    ) -> Rows<'b> {
+    pub fn gather<'b>(&self, numbers: &[u32], bytes: &'b mut Vec<u8>, scales: &'b mut Vec<f32>) -> Rows<'b> {
         let stride = self.d * self.dtype.size();
         bytes.clear();
         scales.clear();
         for &number in numbers {
-            let row = first + number as usize;
+            let row = number as usize;
             bytes.extend_from_slice(&self.bytes[row * stride..(row + 1) * stride]);
             if let Some(from) = self.scales {
                 scales.push(from[row]);
             }
         }
         let scales = self.scales.is_some().then_some(&scales[..]);
-        Rows { bytes, dtype: self.dtype, n: numbers.len(), d: self.d, scales }
+        Rows { bytes, dtype: self.dtype, n: numbers.len(), d: self.d, scales, file: None }
     }
 
     /// Writes row `i` as stored (scale applied) into `out` (d values).

@@ -3,7 +3,7 @@
 use lmd3::error::ErrorKind;
 use lmd3::kernel::{Kernel, ScaledKernel};
 use lmd3::logsum::LogSum;
-use lmd3::scan::{Control, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan};
+use lmd3::scan::{Control, Io, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan};
 use lmd3::simd::Level;
 use lmd3::{Dtype, Rows, ShardView};
 
@@ -86,6 +86,7 @@ impl Case {
             level: Level::current().unwrap(),
             threads: 1,
             memory: 1 << 28,
+            io: Io::Map,
         }
     }
 

@@ -5,7 +5,7 @@ use lmd3::estimate::exact;
 use lmd3::kernel::{Kernel, ScaledKernel};
 use lmd3::logsum::LogSum;
 use lmd3::scan::reduce::{Fold, Part};
-use lmd3::scan::{Control, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan, scan_parts};
+use lmd3::scan::{Control, Io, NO_ROW, Precision, Request, Scan, plan::BLOCK_ROWS, scan, scan_parts};
 use lmd3::simd::Level;
 use lmd3::{Dtype, Rows, ShardView};
 use proptest::prelude::*;
@@ -75,6 +75,7 @@ fn request(queries: &[f32], d: usize, level: Level) -> Request<'_> {
         level,
         threads: 1,
         memory: 1 << 28,
+        io: Io::Map,
     }
 }
 

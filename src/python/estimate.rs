@@ -19,7 +19,9 @@ use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
 use crate::scan::reduce::{Fold, Part};
-use crate::scan::{Control, NO_ROW, Precision, Request, Scan, check_queries, plan, scan_parts as run_scan};
+use crate::scan::{
+    Control, Io, NO_ROW, Precision, Request, Scan, check_queries, plan, scan_parts as run_scan,
+};
 use crate::simd::Level;
 
 /// How often a running scan looks for Ctrl-C and reports progress.
@@ -194,6 +196,7 @@ struct Arguments<'py> {
     level: Level,
     threads: usize,
     memory: usize,
+    io: Io,
 }
 
 pub(super) fn scaled_kernels(kernels: &[(String, f64)]) -> Result<Vec<ScaledKernel>> {
@@ -217,6 +220,7 @@ impl<'py> Arguments<'py> {
         precision: &str,
         threads: usize,
         memory: usize,
+        io: &str,
     ) -> PyResult<Self> {
         let raise = |error: Error| to_python(source.py(), &error);
         let exclude_rows = match exclude_rows {
@@ -241,6 +245,14 @@ impl<'py> Arguments<'py> {
             level: Level::current().map_err(raise)?,
             threads,
             memory,
+            io: match io {
+                "mmap" => Io::Map,
+                "pread" => Io::Read,
+                _ => {
+                    let error = Error::new(ErrorKind::Parameter, format!("unknown io {io:?}"));
+                    return Err(raise(error.remedy("choose mmap or pread")));
+                }
+            },
         })
     }
 
@@ -260,6 +272,7 @@ impl<'py> Arguments<'py> {
             level: self.level,
             threads: self.threads,
             memory: self.memory,
+            io: self.io,
         })
     }
 
@@ -325,7 +338,7 @@ fn segments(source: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
 /// `progress(done, total)` is called about ten times a second with pairs of rows and queries.
 #[pyfunction]
 #[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, exclude_rows=None, exclude_within=0.0,
-    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0, memory=1_073_741_824, progress=None))]
+    row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0, memory=1_073_741_824, io="mmap", progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan(
     py: Python<'_>,
@@ -343,6 +356,7 @@ fn scan(
     precision: &str,
     threads: usize,
     memory: usize,
+    io: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyScan> {
     let count = queries.as_array().nrows();
@@ -361,6 +375,7 @@ fn scan(
         precision,
         threads,
         memory,
+        io,
     )?;
     let mut fold = Fold::new(count, kernels.len(), neighbors, 0);
     arguments.run(None, progress, |py, part| fold.add(&part).map_err(|error| to_python(py, &error)))?;
@@ -374,7 +389,7 @@ fn scan(
 #[pyfunction]
 #[pyo3(signature = (source, queries, kernels, start, end, sink, *, neighbors=0, by_group=false, exclude_rows=None,
     exclude_within=0.0, row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0,
-    memory=1_073_741_824, progress=None))]
+    memory=1_073_741_824, io="mmap", progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan_parts(
     source: &Bound<'_, PyAny>,
@@ -394,6 +409,7 @@ fn scan_parts(
     precision: &str,
     threads: usize,
     memory: usize,
+    io: &str,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let arguments = Arguments::new(
@@ -411,6 +427,7 @@ fn scan_parts(
         precision,
         threads,
         memory,
+        io,
     )?;
     arguments
         .run(Some(start..end), progress, |py, part| sink.call1(py, (parts::to_dict(py, part)?,)).map(|_| ()))

@@ -70,6 +70,18 @@ pub struct Request<'a> {
     pub threads: usize,
     /// Bytes that sums in flight may take.
     pub memory: usize,
+    /// How rows of files come.
+    pub io: Io,
+}
+
+/// How rows of files come into memory. The sums are the same to the bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Io {
+    /// By the map.
+    #[default]
+    Map,
+    /// Read block by block into buffers of the scan.
+    Read,
 }
 
 /// Progress of a scan and the wish to stop it, shared with whoever watches.

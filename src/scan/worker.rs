@@ -8,11 +8,12 @@ use super::plain::{Place, Plain};
 use super::queries::Packed;
 use super::reduce::{BlockResult, NearSums, Sums};
 use super::rows::TileRows;
-use super::{Job, Task};
+use super::{Io, Job, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logsum::LogSum;
 use crate::rows::{Dtype, Rows, ShardView};
 use crate::simd::{FAR, PanelSums, RowScales};
+use crate::store::reading::Reader;
 use crate::topk::{Neighbor, TopK};
 
 /// Bytes in front that are fetched where one query lets rows pass at the speed of memory.
@@ -45,6 +46,9 @@ pub(super) struct Worker<'j, 'a> {
     /// The rows of the block in the order in which they are taken, and the bytes and scales of a tile of them; empty where
     /// that is their own order.
     order: Vec<u32>,
+    reader: Reader,
+    /// Bytes of the block, where they are read.
+    block_bytes: Vec<u8>,
     gathered: Vec<u8>,
     gathered_scales: Vec<f32>,
     /// The nearest rows this worker met in the segment and batch it is in: they decide what is worth reporting.
@@ -74,6 +78,8 @@ impl<'j, 'a> Worker<'j, 'a> {
             near: NearSums::default(),
             plain: Plain::new(job.request),
             order: Vec::new(),
+            reader: Reader::default(),
+            block_bytes: Vec::new(),
             gathered: Vec::new(),
             gathered_scales: Vec::new(),
             nearest: Vec::new(),
@@ -126,6 +132,8 @@ impl<'j, 'a> Worker<'j, 'a> {
         }
         self.load_weights(view, block.clone(), &slots, &mut result);
 
+        let mut block_bytes = std::mem::take(&mut self.block_bytes);
+        let rows_of_block = self.rows_of_block(&task, view, &block, &mut block_bytes)?;
         let tile_rows = self.tile_rows();
         for start in block.clone().step_by(tile_rows) {
             if job.control.stop.load(Ordering::Relaxed) {
@@ -136,14 +144,15 @@ impl<'j, 'a> Worker<'j, 'a> {
             let place = TilePlace { offset, rows: range.len(), first_row };
             let mut rows = std::mem::take(&mut self.rows);
             let outcome = if self.order.is_empty() {
-                let slice = view.rows.slice(range.start, range.end);
-                let next = view.rows.slice(range.end, (range.end + tile_rows).min(block.end));
+                let slice = rows_of_block.slice(offset, offset + range.len());
+                let end = offset + range.len();
+                let next = rows_of_block.slice(end, (end + tile_rows).min(block.len()));
                 self.tile(&slice, next.bytes(), &mut rows, &place, &queries, &slots, &mut result)
             } else {
                 let (mut bytes, mut scales) =
                     (std::mem::take(&mut self.gathered), std::mem::take(&mut self.gathered_scales));
                 let numbers = &self.order[place.offset..place.offset + place.rows];
-                let gathered = view.rows.gather(block.start, numbers, &mut bytes, &mut scales);
+                let gathered = rows_of_block.gather(numbers, &mut bytes, &mut scales);
                 let outcome = self.tile(&gathered, &[], &mut rows, &place, &queries, &slots, &mut result);
                 (self.gathered, self.gathered_scales) = (bytes, scales);
                 outcome
@@ -154,12 +163,34 @@ impl<'j, 'a> Worker<'j, 'a> {
                 None => error,
             })?;
         }
+        self.block_bytes = block_bytes;
         job.control.pairs.fetch_add(block.len() as u64 * queries.len() as u64, Ordering::Relaxed);
         self.collect(&slots, &queries, &mut result);
         let place = Place { view, block, first_row, queries, slots: &slots };
         self.plain.add(job, &place, &mut result)?;
         let candidates = self.new_candidates(first_row);
         Ok(BlockResult { sums: result, candidates })
+    }
+
+    /// The rows of a block: in the map, or read into the buffer.
+    fn rows_of_block<'b>(
+        &mut self,
+        task: &Task,
+        view: &ShardView<'b>,
+        block: &Range<usize>,
+        buffer: &'b mut Vec<u8>,
+    ) -> Result<Rows<'b>> {
+        /// Blocks in front that are fetched: enough for every worker's next.
+        const BLOCKS_AHEAD: usize = 8;
+        let rows = view.rows.slice(block.start, block.end);
+        let (Io::Read, Some((path, offset))) = (self.job.request.io, rows.file()) else {
+            return Ok(rows);
+        };
+        // Once a segment is in memory its next batches find it there.
+        let fetched = if task.batch == 0 { BLOCKS_AHEAD * rows.bytes().len() } else { 0 };
+        let next = offset + rows.bytes().len() as u64;
+        self.reader.read(path, offset, rows.bytes().len(), next..next + fetched as u64, buffer)?;
+        rows.with_bytes(buffer)
     }
 
     /// Weights of the block, in units of a power of two so that squares stay in range.

@@ -12,6 +12,7 @@ pub mod bin;
 pub mod manifest;
 mod mapping;
 pub mod npy;
+pub mod reading;
 pub mod safetensors;
 mod shard;
 mod writer;

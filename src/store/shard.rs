@@ -340,7 +340,8 @@ impl Shard {
         let scales = self.scales.as_ref().map(Column::values);
         ShardView {
             rows: Rows::new(bytes, self.dtype, self.n, self.d, scales)
-                .expect("sizes were checked when opened"),
+                .expect("sizes were checked when opened")
+                .in_file(self.map.path(), self.offset as u64),
             groups: self.groups.as_ref().map(Column::values),
             weights: self.weights.as_ref().map(Column::values),
         }
