@@ -200,6 +200,7 @@ def scan(
     precision: str = "float32",
     threads: int = 0,
     memory: int = 1073741824,
+    io: str = "mmap",
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan: ...
 
@@ -233,6 +234,7 @@ def scan_parts(
     precision: str = "float32",
     threads: int = 0,
     memory: int = 1073741824,
+    io: str = "mmap",
     progress: Callable[[int, int], None] | None = None,
 ) -> None: ...
 

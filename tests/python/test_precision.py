@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from lmd3 import KernelDensity, convert, errors, open_store
 from lmd3.store import DTYPES, Store, StoreWriter
+from lmd3.system import simd_level
 
 DATA = os.environ.get("LMD3_DATA", "")
 needs_data = pytest.mark.skipif(not DATA, reason="LMD3_DATA is not set")
@@ -34,7 +35,15 @@ def truth(kernel: str, measured: np.ndarray, h: float) -> np.ndarray:
     return np.asarray(logsumexp(exponent, axis=1) - np.log(measured.shape[1]))
 
 
+def has_int8() -> bool:
+    """Whether this run multiplies 8-bit integers four at a time."""
+    cpu = Path("/proc/cpuinfo")
+    return simd_level() == "avx512" and cpu.exists() and "avx512_vnni" in cpu.read_text()
+
+
 def bound(precision: str, h: float) -> float:
+    if precision == "int8":
+        return 5e-3 if h >= 0.1 else np.inf
     return 1e-5 if precision == "float32" else 1e-4 if h >= 0.2 else 5e-4
 
 
@@ -42,7 +51,7 @@ def check(store: Store, queries: np.ndarray, scale: float = 1.0) -> None:
     """All kernels and bandwidths (of a typical norm) in both kinds of arithmetic against float64."""
     measured = distances(store.rows(np.arange(store.n)), queries)
     relative = (0.03, 0.1, 0.2, 0.5, 1.0)
-    for precision in ("float32", "int16"):
+    for precision in ("float32", "int16", "int8") if has_int8() else ("float32", "int16"):
         kde = KernelDensity(
             kernel=KERNELS, bandwidth=[h * scale for h in relative], normalize=False, precision=precision
         )
@@ -138,6 +147,36 @@ def test_the_precision_follows_the_rows(tmp_path: Path) -> None:
     assert table.run["precision"] == "int16"
     with pytest.raises(errors.ParameterError, match="int3"):
         KernelDensity(bandwidth=0.3, precision="int3").fit(rows)
+
+
+def test_int8_is_refused_where_it_would_not_be_faster() -> None:
+    rows = unit(np.random.default_rng(7), 50, 40)
+    kde = KernelDensity(bandwidth=0.3, precision="int8").fit(rows)
+    if has_int8():
+        assert kde.density(rows[:2]).run["precision"] == "int8"
+    else:
+        with pytest.raises(errors.ParameterError, match="int16"):
+            kde.density(rows[:2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_read_give_the_same_bytes_as_rows_that_are_mapped(dtype: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    rows, queries = unit(rng, 9000, 48), unit(rng, 40, 48)
+    names = [f"g{code}" for code in rng.integers(5, size=len(rows))]
+    with StoreWriter(tmp_path / "store", dtype=dtype, shard_rows=5000, normalised=True) as writer:
+        writer.append(rows, [str(i) for i in range(len(rows))], names)
+    for count in (1, 40):
+        tables = [
+            KernelDensity(bandwidth=[0.1, 0.5], io=io)
+            .fit(tmp_path / "store")
+            .density(queries[:count], by_group=True)
+            for io in ("mmap", "pread")
+        ]
+        assert tables[0].density.equals(tables[1].density)
+        assert tables[0].neighbors.equals(tables[1].neighbors)
+    with pytest.raises(errors.ParameterError, match="unknown io"):
+        KernelDensity(bandwidth=0.3, io="magic").fit(rows)
 
 
 def test_weights_of_a_store_count(tmp_path: Path) -> None:

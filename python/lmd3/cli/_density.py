@@ -31,8 +31,8 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         "--precision",
-        metavar="auto|float32|int16",
-        help="Arithmetic of the dot products; auto: int16 for int8 rows, else float32.",
+        metavar="auto|float32|int16|int8",
+        help="Arithmetic of the dot products; auto: int16 for int8 rows, else float32; int8 is the coarsest.",
     ),
 ]
 AnyEncoderOption = Annotated[
@@ -48,6 +48,14 @@ AddressOption = Annotated[
 ]
 MemoryOption = Annotated[
     str, typer.Option("--max-memory", metavar="SIZE", help="For sums in flight, beside the page cache.")
+]
+IoOption = Annotated[
+    str,
+    typer.Option(
+        "--io",
+        metavar="mmap|pread",
+        help="How rows of files come: mapped, or read block by block; the same result.",
+    ),
 ]
 
 
@@ -112,6 +120,7 @@ def estimator(
     precision: str = "auto",
     max_memory: str = "2GB",
     any_encoder: bool = False,
+    io: str = "mmap",
 ) -> KernelDensity:
     """The estimator of the options, with the command line's defaults."""
     from lmd3.bandwidth import DEFAULT_RULES
@@ -125,6 +134,7 @@ def estimator(
         precision=precision,
         max_memory=parse_bytes(max_memory),
         any_encoder=any_encoder,
+        io=io,
     )
 
 

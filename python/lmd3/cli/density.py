@@ -26,6 +26,7 @@ from lmd3.cli._density import (
     ExcludeSelfOption,
     ExcludeWithinOption,
     ExecutorOption,
+    IoOption,
     MemoryOption,
     PrecisionOption,
     QueriesArgument,
@@ -33,7 +34,7 @@ from lmd3.cli._density import (
 from lmd3.errors import ParameterError
 
 #: What this version computes with; the options exist so that scripts need not change later.
-PRECISIONS, METHODS = ("auto", "float32", "int16"), ("exact",)
+PRECISIONS, METHODS = ("auto", "float32", "int16", "int8"), ("exact",)
 
 
 def density(
@@ -74,6 +75,7 @@ def density(
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     max_memory: MemoryOption = "2GB",
+    io: IoOption = "mmap",
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
@@ -120,7 +122,7 @@ def density(
         bandwidth = [f"@{_common.existing(extend) / 'bandwidth.json'}"]
     if extend is not None and part is not None:
         raise ParameterError("--extend is for a whole job, not for a --shard of one")
-    kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder)
+    kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder, io)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if out is None or plan:

@@ -241,6 +241,7 @@ def describe_work(
         "asked_of": describe(queries),
         "precision": scanner.precision,
         "max_memory": scanner.memory,
+        "io": scanner.io,
         "settings": dict(settings),
     }
 
@@ -287,7 +288,9 @@ def open_job(
             file=str(folder),
             remedy="save them to a file or store first, or name it with --corpus",
         )
-    scanner = Scanner(open_store(place), None, work["precision"], threads, work["max_memory"])
+    scanner = Scanner(
+        open_store(place), None, work["precision"], threads, work["max_memory"], work.get("io", "mmap")
+    )
     _same("the rows", scanner.store.fingerprint, asked["store"], str(place))
     found = queries or work.get("queries")
     if found is not None:

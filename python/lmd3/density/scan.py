@@ -54,6 +54,7 @@ class Scanner:
         precision: arithmetic of the dot products as asked for, or "auto".
         threads: None takes all cores.
         memory: bytes that sums in flight may take.
+        io: how rows of files come: "mmap", or "pread", block by block. The sums are the same to the bit.
     """
 
     store: Store
@@ -61,6 +62,7 @@ class Scanner:
     precision: str
     threads: int | None
     memory: int
+    io: str = "mmap"
 
     @property
     def arithmetic(self) -> str:
@@ -141,6 +143,7 @@ class Scanner:
             "weights": self.weights,
             "threads": self.threads or 0,
             "memory": max(1, self.memory // 2),
+            "io": self.io,
         }
 
 
