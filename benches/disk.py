@@ -1,8 +1,8 @@
-"""A file of vectors larger than memory, scanned at the rate of the disk: `python benches/disk.py --gigabytes 30`.
+"""A file of vectors larger than memory, scanned at the rate of the disk.
 
-Synthesises one `.i8bin` file, then alternates, each with cold caches (of this file): plain sequential reads (the disk's
-rate, the better of one and two readers), and exact scans by map and by reads, with int16 arithmetic. The record goes to
-`benches/records/`.
+`python benches/disk.py --gigabytes 30` synthesises one `.i8bin` file; then come, each with cold caches (of this
+file), plain sequential reads (the disk's rate: the better of one and two readers) and exact scans by map and by
+reads, with int16 arithmetic. The record goes to `benches/records/`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def main() -> None:
         lines = [
             f"# Scans at the rate of the disk, {today:%Y-%m-%d %H:%M} UTC",
             "",
-            f"{cpu()}, {len(os.sched_getaffinity(0))} cores, level {simd_level()}; {memory / 1e9:.0f} GB of memory; "
+            f"{cpu()}, {len(os.sched_getaffinity(0))} cores, level {simd_level()}; "
+            f"{memory / 1e9:.0f} GB of memory; "
             f"{n:,} rows × {D}, int8, {size / 1e9:.1f} GB; exponential kernel, int16 arithmetic.",
             "",
             "| what | Q | seconds | GB/s | of the disk |",
@@ -104,9 +105,9 @@ def main() -> None:
                 started = time.perf_counter()
                 kde.score_samples(queries[:count])
                 seconds = time.perf_counter() - started
-                lines.append(
-                    f"| scan, {io} | {count} | {seconds:.1f} | {size / seconds / 1e9:.2f} | {size / seconds / disk:.0%} |"
-                )
+                rate = size / seconds
+                shown = f"{seconds:.1f} | {rate / 1e9:.2f} | {rate / disk:.0%}"
+                lines.append(f"| scan, {io} | {count} | {shown} |")
                 print(lines[-1], flush=True)
         again = max(sequential(path, 1), sequential(path, 2))
         lines += ["", f"Plain reads again, at the end: {again / 1e9:.2f} GB/s."]
