@@ -1,8 +1,8 @@
 """A file of vectors larger than memory, scanned at the rate of the disk.
 
-`python benches/disk.py --gigabytes 30` synthesises one `.i8bin` file; then come, each with cold caches (of this
-file), plain sequential reads (the disk's rate: the better of one and two readers) and exact scans by map and by
-reads, with int16 arithmetic. The record goes to `benches/records/`.
+`python benches/disk.py --gigabytes 30` synthesises one `.i8bin` file; then come, each with cold caches (of
+this file), plain sequential reads (the disk's rate: the better of one and two readers) and exact scans by map
+and by reads, with int16 arithmetic. The record goes to `benches/records/`.
 """
 
 from __future__ import annotations
