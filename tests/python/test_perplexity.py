@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmd3.errors import ModelError, ShapeError
+from lmd3.errors import ModelError, ParameterError, ShapeError
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'lmd3[encode]')")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -149,3 +149,65 @@ def test_what_is_no_causal_model_is_refused(tmp_path: Path) -> None:
         CausalModel(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
         CausalModel(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("stride", [1, 5, CONTEXT - 2])
+def test_windows_of_long_texts(folder: Path, loaded, stride: int) -> None:  # type: ignore[no-untyped-def]
+    tokenizer, reference = loaded
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = CONTEXT - len(start)
+    texts = [*TEXTS, "the dog and the cat and the mat " * 7]
+    prompts = ["", "A dog", "", "the cat " * 40, "the cat " * 3, "", "the mat " * 30]
+    scores = CausalModel(folder, stride=stride).score(texts, prompts)
+    cut = CausalModel(folder).score(texts, prompts)
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        joined = text if not prompt or prompt[-1].isspace() else " " + text
+        before = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        ids = tokenizer(joined, add_special_tokens=False)["input_ids"]
+        body = before + ids
+        if len(body) <= room:
+            assert scores.nats[i] == cut.nats[i] and scores.tokens[i] == cut.tokens[i]
+            continue
+        # Token by token: each has at least the last room − stride tokens before it, or all there are.
+        first = max(len(before), 1 - len(start))
+        nats, done = 0.0, first
+        while done < len(body):
+            begin = max(0, done - (room - stride))
+            end = min(len(body), begin + room)
+            for t in range(done, end):
+                with torch.no_grad():
+                    logits = reference(torch.tensor([start + body[begin:t]])).logits[0, -1]
+                nats -= float(torch.log_softmax(logits, -1)[body[t]])
+            done = end
+        assert scores.nats[i] == pytest.approx(nats, rel=1e-5)
+        assert scores.tokens[i] == len(body) - first and not scores.truncated[i]
+        if start or before:
+            assert scores.bytes[i] == len(text.encode())
+    assert scores.prompt_truncated.tolist()[3] and scores.prompt_truncated.tolist()[6]
+    assert not scores.prompt_truncated[:3].any()
+
+
+def test_strides_and_types_that_are_none(folder: Path) -> None:
+    for stride in (0, CONTEXT):
+        with pytest.raises(ParameterError, match="stride"):
+            CausalModel(folder, stride=stride)
+    with pytest.raises(ParameterError, match="dtype"):
+        CausalModel(folder, dtype="int8")
+    with pytest.raises(ParameterError, match="neural"):
+        from_model(Texts.from_lists(TEXTS), train=TEXTS, stride=3)
+
+
+def test_arithmetic_on_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = CausalModel(folder).score(TEXTS).nats
+    half = CausalModel(folder, dtype="bfloat16")
+    assert half.describe()["dtype"] == "bfloat16"
+    np.testing.assert_allclose(half.score(TEXTS).nats, exact, rtol=0.05)
+    assert (half.score(TEXTS).nats != exact).any()
+    for seconds, expected in ((0.5, "bfloat16"), (2.0, "float32")):
+        times = iter([1.0, seconds])
+        monkeypatch.setattr(CausalModel, "_seconds", lambda self, probe, times=times: next(times))
+        model = CausalModel(folder, dtype="auto")
+        assert model.dtype == expected and model.speedup == 1 / seconds
+        if expected == "float32":
+            # Weights that were rounded for the benchmark are read again.
+            np.testing.assert_array_equal(model.score(TEXTS).nats, exact)

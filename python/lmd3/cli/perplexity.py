@@ -40,19 +40,38 @@ def perplexity(
             "--prompt", metavar="COL", help="Score each text as the continuation of this column's text."
         ),
     ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            min=1,
+            metavar="N",
+            help="Read texts longer than the model's context in windows that move on by N tokens "
+            "[default: cut them].",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="Arithmetic of a neural model: float32, bfloat16, or auto (bfloat16 if faster here).",
+        ),
+    ] = "float32",
     threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Mean negative log-likelihood of each text, in nats per token and per byte.
 
     Writes an outcomes table (id, outcome, value, …) as .parquet, .csv or .jsonl, with two outcomes:
-    nats_per_token and nats_per_byte. Texts longer than a model's context are truncated and counted.
+    nats_per_token and nats_per_byte. Texts longer than a model's context are truncated and counted, or read
+    in windows with --stride.
 
     \b
     Examples:
       lmd3 perplexity test.jsonl --train train.jsonl -o outcomes.parquet
       lmd3 perplexity test.jsonl --model ./my-model --text question -o outcomes.csv
       lmd3 perplexity qa.jsonl --model gpt2 --prompt question --text answer -o answers.parquet
+      lmd3 perplexity books.jsonl --model gpt2 --stride 512 --dtype auto -o books.parquet
     """
     _common.limit_threads(threads)
     import time
@@ -79,6 +98,8 @@ def perplexity(
         model,
         train=None if training is None else (words for batch in training for words in batch.texts),
         prompts=prompts,
+        stride=stride,
+        dtype=dtype,
         progress=_common.progress,
     )
     facts = _write.facts(table)

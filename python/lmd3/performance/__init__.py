@@ -78,6 +78,8 @@ def from_model(
     *,
     train: Iterable[str] | None = None,
     prompts: Mapping[str, str] | None = None,
+    stride: int | None = None,
+    dtype: str = "float32",
     progress: ProgressFactory | None = None,
 ) -> pa.Table:
     """Mean negative log-likelihood of each text, per token and per byte.
@@ -88,6 +90,9 @@ def from_model(
         train: the texts that the n-gram model is trained on.
         prompts: by id, what comes before a text: the text's likelihood given the prompt is taken. Ids without
             one have an empty prompt.
+        stride: reads texts longer than a neural model's context in windows that move on by so many tokens;
+            by default they are cut, and counted.
+        dtype: arithmetic of a neural model: "float32", "bfloat16", or "auto": bfloat16 where it is faster.
         progress: shows the texts scored.
 
     Returns:
@@ -103,7 +108,7 @@ def from_model(
         # A broken record or an id that occurs twice is found before the work, not hours later.
         for _ in texts:
             pass
-    scorer = _model(model, train)
+    scorer = _model(model, train, stride, dtype)
     parts: list[pa.Table] = []
     counts = dict.fromkeys(("texts", "tokens", "unknown", "truncated", "prompts_truncated", "unscored"), 0)
     with (progress or silent)("scoring", texts.count, "texts") as bar:
@@ -157,7 +162,12 @@ def outcome_table(ids: Sequence[str], scores: Likelihoods, groups: Sequence[str]
     )
 
 
-def _model(model: str | Path | LanguageModel, train: Iterable[str] | None) -> LanguageModel:
+def _model(
+    model: str | Path | LanguageModel, train: Iterable[str] | None, stride: int | None, dtype: str
+) -> LanguageModel:
+    is_neural = isinstance(model, str | Path) and model != "ngram"
+    if not is_neural and (stride is not None or dtype != "float32"):
+        raise ParameterError("stride and dtype are for neural models given by name or folder")
     if isinstance(model, str) and model == "ngram":
         if train is None:
             raise ParameterError(
@@ -174,7 +184,7 @@ def _model(model: str | Path | LanguageModel, train: Iterable[str] | None) -> La
         return model
     from lmd3.performance.perplexity import CausalModel
 
-    return CausalModel(model)
+    return CausalModel(model, stride=stride, dtype=dtype)
 
 
 def batched(texts: Iterable[str], size: int) -> Iterable[list[str]]:

@@ -1,19 +1,24 @@
 """The likelihood of texts under any causal language model of `transformers`, by name or folder.
 
-* Weights and arithmetic are float32; code that comes with a model is never run.
+* Weights and arithmetic are float32 unless another is asked for; losses are summed in float32 or better.
+  `auto` takes bfloat16 where a short benchmark finds it faster. Code that comes with a model is never run.
 * Texts are tokenised without special tokens. Where the tokeniser has a beginning-of-sequence token it is put
   first, so that every token of the text is predicted; where it has none the first token is context only.
   `describe` says which. No end-of-sequence token is added or predicted.
 * A text longer than the context is cut at its end and counted; its likelihood is that of the part kept, per
-  token and byte of that part.
+  token and byte of that part. With a stride it is read in windows of the context's length instead: each moves
+  on by so many tokens and is scored on those alone, the others are their context; a beginning-of-sequence
+  token stands at the front of every window.
 * With a prompt, the prompt and the text are tokenised apart and joined by a space at the front of the text
   (none after an empty prompt, or one that ends in white space). Only the text is scored. Where both together
-  are longer than the context the prompt loses its beginning.
+  are longer than the context the prompt loses its beginning (with a stride, all of what does not stand
+  before the text in its first window).
 * Texts of like length share a batch, which may change the last bits of a result.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,17 +32,28 @@ from lmd3.performance import Likelihoods
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CausalModel"]
+__all__ = ["DTYPES", "CausalModel"]
+
+DTYPES = ("float32", "bfloat16", "auto")
+
+#: What bfloat16 must gain in the benchmark to be taken.
+_WORTH = 1.05
 
 #: Bytes of logits held at once, which bounds the tokens per batch by the size of the vocabulary.
 _LOGIT_BYTES = 1 << 28
 
 
-class _Sequence(NamedTuple):
-    """One text as the model reads it: `ids[scored:]` are predicted, of the text's bytes `size`."""
+class _Window(NamedTuple):
+    """What the model reads at once: `ids[scored:]` are predicted."""
 
     ids: list[int]
     scored: int
+
+
+class _Sequence(NamedTuple):
+    """One text as the model reads it, of whose bytes `size` are predicted."""
+
+    windows: list[_Window]
     size: int
     truncated: bool
     prompt_truncated: bool
@@ -51,6 +67,12 @@ class CausalModel:
         revision: of a model on the hub.
         max_tokens: tokens read of each text (and prompt), below the model's own limit; None: that limit.
         device: where it runs; None: a GPU if there is one.
+        stride: tokens that the window moves on in longer texts; None: these are cut.
+        dtype: of weights and arithmetic: "float32", "bfloat16", or "auto": bfloat16 if it is faster here.
+
+    Attributes:
+        dtype: as used.
+        speedup: of bfloat16 over float32, as the benchmark of "auto" found; None: not measured.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -64,7 +86,11 @@ class CausalModel:
         revision: str | None = None,
         max_tokens: int | None = None,
         device: str | None = None,
+        stride: int | None = None,
+        dtype: str = "float32",
     ) -> None:
+        if dtype not in DTYPES:
+            raise ParameterError(f"unknown dtype {dtype!r}", remedy=f"choose one of {', '.join(DTYPES)}")
         if max_tokens is not None and max_tokens < 2:
             raise ParameterError(f"max_tokens must be at least 2, not {max_tokens}")
         folder = Path(model).expanduser()
@@ -80,10 +106,15 @@ class CausalModel:
                 remedy="pip install 'lmd3[encode]', or use --model ngram",
             ) from None
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+
+        def load() -> Any:
+            return transformers.AutoModelForCausalLM.from_pretrained(self.name, **options)
+
+        self._load = load
         try:
             with _quiet():
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, **options)
-                loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(self.name, **options)
+                loaded = load()
         # Every library below raises its own kinds here, for missing files, networks and formats alike.
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -97,7 +128,41 @@ class CausalModel:
         self._bos: int | None = self._tokenizer.bos_token_id
         limits = [limit for limit in (_context(loaded.config, self._tokenizer), max_tokens) if limit]
         self.context: int | None = min(limits, default=None)
+        self.stride = stride
+        if stride is not None and not 1 <= stride < (self.context or stride + 1):
+            raise ParameterError(f"stride must be in 1..{(self.context or 0) - 1}, not {stride}")
+        self.speedup: float | None = None
+        self.dtype = self._take(dtype, loaded.config.get_text_config().vocab_size)
         self._batch_tokens = max(1, _LOGIT_BYTES // (4 * loaded.config.get_text_config().vocab_size))
+
+    def _take(self, dtype: str, vocabulary: int) -> str:
+        """Puts the model into a data type; "auto" is decided by the time that a batch takes."""
+        import torch
+
+        if dtype == "auto":
+            drawn = np.random.default_rng(0).integers(vocabulary, size=min(64, self.context or 64))
+            ids = [int(i) for i in drawn]
+            probe = [_Window(ids, 1)] * 8
+            before = self._seconds(probe)
+            self._model.to(torch.bfloat16)
+            self.speedup = before / self._seconds(probe)
+            dtype = "bfloat16" if self.speedup >= _WORTH else "float32"
+            if dtype == "float32":
+                # Weights that were rounded are not the model's any more.
+                self._model = self._load().to(self._device, torch.float32).eval()
+        elif dtype == "bfloat16":
+            self._model.to(torch.bfloat16)
+        return dtype
+
+    def _seconds(self, probe: list[_Window]) -> float:
+        """Least time of three of a batch."""
+        self._nats(probe[:1])
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._nats(probe)
+            times.append(time.perf_counter() - start)
+        return min(times)
 
     def describe(self) -> dict[str, Any]:
         """The model and how it is read, as JSON values."""
@@ -105,8 +170,9 @@ class CausalModel:
             "kind": "causal",
             "model": self.name,
             "revision": self._revision,
-            "dtype": "float32",
+            "dtype": self.dtype,
             "context": self.context,
+            "stride": self.stride,
             "first_token": "context only" if self._bos is None else "predicted after the BOS token",
         }
 
@@ -120,12 +186,15 @@ class CausalModel:
             raise ShapeError(f"{len(prompts)} prompts for {len(texts)} texts")
         pairs = [("", text) for text in texts] if prompts is None else zip(prompts, texts, strict=True)
         sequences = [self._sequence(prompt, text) for prompt, text in pairs]
-        nats = np.zeros(len(sequences))
-        for batch in self._batches(sequences):
-            nats[batch] = self._nats([sequences[i] for i in batch])
+        windows = [window for s in sequences for window in s.windows]
+        of_text = np.repeat(np.arange(len(sequences)), [len(s.windows) for s in sequences])
+        found = np.zeros(len(windows))
+        for batch in self._batches(windows):
+            found[batch] = self._nats([windows[i] for i in batch])
+        tokens = np.array([len(w.ids) - w.scored for w in windows], dtype=np.int64)
         return Likelihoods(
-            nats=nats,
-            tokens=np.array([len(s.ids) - s.scored for s in sequences], dtype=np.int64),
+            nats=np.bincount(of_text, found, minlength=len(sequences)).astype(np.float64),
+            tokens=np.bincount(of_text, tokens, minlength=len(sequences)).astype(np.int64),
             bytes=np.array([s.size for s in sequences], dtype=np.int64),
             truncated=np.array([s.truncated for s in sequences], dtype=np.bool_),
             unknown=np.zeros(len(sequences), dtype=np.int64),
@@ -137,7 +206,14 @@ class CausalModel:
         before: list[int] = self._tokens(prompt)[0] if prompt else []
         tokens, end = self._tokens(join + text)
         start = [] if self._bos is None else [self._bos]
-        room = len(start) + len(before) + len(tokens) if self.context is None else self.context
+        whole = len(start) + len(before) + len(tokens)
+        if self.stride is not None and self.context is not None and whole > self.context:
+            windows = self._windows(start, before, tokens)
+            skipped = 0 if start or before else 1
+            size = len((join + text)[end(skipped) if skipped else len(join) :].encode())
+            lost = len(start) + len(before) - windows[0].scored
+            return _Sequence(windows, size, False, lost > 0)
+        room = whole if self.context is None else self.context
         kept = tokens[: room - len(start)]
         left = room - len(start) - len(kept)
         shortened = before[max(0, len(before) - left) :]
@@ -149,7 +225,22 @@ class CausalModel:
         # Where all is kept the text's end counts too, even white space that the tokeniser drops.
         last = end(len(kept)) if len(kept) < len(tokens) else len(join + text)
         size = len((join + text)[first:last].encode())
-        return _Sequence(ids, scored, size, len(kept) < len(tokens), len(shortened) < len(before))
+        window = _Window(ids, scored)
+        return _Sequence([window], size, len(kept) < len(tokens), len(shortened) < len(before))
+
+    def _windows(self, start: list[int], before: list[int], tokens: list[int]) -> list[_Window]:
+        """Windows of a sequence longer than the context; every token of the text is predicted in one."""
+        assert self.context is not None and self.stride is not None
+        body, room = before + tokens, self.context - len(start)
+        # The very first token of a sequence without a beginning is never predicted.
+        next_token = max(len(before), 1 - len(start))
+        windows = []
+        while next_token < len(body):
+            begin = max(0, next_token - (room - self.stride))
+            end = min(begin + room, len(body))
+            windows.append(_Window(start + body[begin:end], len(start) + next_token - begin))
+            next_token = end
+        return windows
 
     def _tokens(self, text: str) -> tuple[list[int], Callable[[int], int]]:
         """The text's tokens, and how many characters of it the first k of them cover."""
@@ -164,8 +255,8 @@ class CausalModel:
             return ids, lambda k: offsets[k - 1][1]
         return ids, lambda k: len(self._tokenizer.decode(ids[:k]))
 
-    def _batches(self, sequences: list[_Sequence]) -> list[list[int]]:
-        """Sequences with something to predict, longest first, together as long as their padded tokens fit."""
+    def _batches(self, sequences: list[_Window]) -> list[list[int]]:
+        """Windows with something to predict, longest first, together as long as their padded tokens fit."""
         order = [i for i, s in enumerate(sequences) if len(s.ids) > s.scored]
         order.sort(key=lambda i: (-len(sequences[i].ids), i))
         batches: list[list[int]] = []
@@ -177,7 +268,7 @@ class CausalModel:
                 batches.append([i])
         return batches
 
-    def _nats(self, batch: list[_Sequence]) -> list[float]:
+    def _nats(self, batch: list[_Window]) -> list[float]:
         import torch
 
         width = max(len(s.ids) for s in batch)
