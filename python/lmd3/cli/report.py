@@ -12,7 +12,10 @@ from lmd3.cli import _common
 
 def report(
     study: Annotated[
-        Path, typer.Argument(help="Folder of `lmd3 analyze` or of `lmd3 study`.", metavar="DIR")
+        Path,
+        typer.Argument(
+            help="Folder of `lmd3 analyze` or `study`, or of an experiment (`leak`, …).", metavar="DIR"
+        ),
     ],
     out: _common.OutOption,
     corpus: Annotated[
@@ -33,7 +36,7 @@ def report(
     ] = None,
     force: _common.ForceOption = False,
 ) -> None:
-    """Write a study as one HTML page that needs no network.
+    """Write a study or an experiment as one HTML page that needs no network.
 
     The page holds the answer with its effect size, figures (each can be saved as SVG or PNG), a searchable
     table of up to 2,000 queries with their nearest training texts, and the commands that repeat the study.
@@ -52,9 +55,17 @@ def report(
         if place is not None:
             _common.existing(place)
 
-    from lmd3.report import latex_of, write_report
+    from lmd3.errors import ParameterError
+    from lmd3.report import latex_of, write_experiment, write_report
+    from lmd3.report.experiment import is_experiment
     from lmd3.report.page import write_page
 
+    if is_experiment(study):
+        if latex is not None:
+            raise ParameterError("--latex is for studies", file=str(study))
+        write_experiment(study, page)
+        _common.emit({"out": str(page), "bytes": page.stat().st_size}, text=f"Written to {page}")
+        return
     write_report(study, page, corpus=corpus, queries=queries, text=text, id=id, show_texts=not no_texts)
     result = {"out": str(page), "bytes": page.stat().st_size}
     if latex is not None:

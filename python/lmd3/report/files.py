@@ -82,7 +82,7 @@ class StudyFiles:
             )
         if around is None and (folder.parent / "study.json").is_file():
             around = folder.parent
-        facts, run = (_json(folder / name) for name in ("summary.json", "run.json"))
+        facts, run = (read_object(folder / name) for name in ("summary.json", "run.json"))
         found = {name: tables.read_table(folder / f"{name}.parquet") for name in NEEDED}
         for name in study_files.STUDY:
             path = folder / f"{name}.parquet"
@@ -93,9 +93,8 @@ class StudyFiles:
         neighbors = tables.read_table(near) if near.is_file() else None
         if density is not None and hasattr(density, "neighbors"):
             neighbors = tables.as_frame(density.neighbors)
-        steps = (
-            _json(around / "study.json") if around is not None and (around / "study.json").is_file() else {}
-        )
+        whole = None if around is None else around / "study.json"
+        steps = read_object(whole) if whole is not None and whole.is_file() else {}
         return cls(facts, run, found, folder, around, place, neighbors, steps)
 
     def neighbors_of(self, ids: list[str], most: int) -> dict[str, list[dict[str, Any]]]:
@@ -121,7 +120,7 @@ class StudyFiles:
         for side, key in (("corpus", "store"), ("queries", "queries")):
             place = self.place(key)
             if place is not None and (place / "manifest.json").is_file():
-                found[side] = _json(place / "manifest.json")
+                found[side] = read_object(place / "manifest.json")
         return found
 
     def place(self, side: str) -> Path | None:
@@ -150,7 +149,12 @@ def _as_read(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return tables.as_frame(table.replace_schema_metadata(None))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A file of one JSON object.
+
+    Raises:
+        FileMissingError, FormatError: it is not there, or holds something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -169,7 +173,7 @@ def _density_folder(folder: Path, around: Path | None, run: Mapping[str, Any]) -
     places += [of / "density" for of in (around, folder.parent) if of is not None]
     for place in places:
         path = place / "run.json"
-        if path.is_file() and _same(_json(path), run.get("density") or {}):
+        if path.is_file() and _same(read_object(path), run.get("density") or {}):
             return place
     return None
 

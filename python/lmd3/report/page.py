@@ -26,6 +26,7 @@ _MODELS = {
     "headline_sandwich": "… with sandwich errors",
     "headline_cr2": "… with CR2 errors",
     "headline_hc": "… with errors of single queries",
+    "headline_clustered": "… clustered by group",
     "headline_linear": "… as a linear probability",
     "headline_pooled": "without group effects",
     "headline_within": "with group effects",
@@ -140,7 +141,7 @@ def render(
         support=facts.get("support"),
         commands=commands.commands(parts),
         versions=commands.versions(parts),
-        settings=_settings({k: v for k, v in run.items() if k not in ("versions", "arguments")}),
+        settings=flat({k: v for k, v in run.items() if k not in ("versions", "arguments")}),
         latex=latex_of(parts),
         sources=sorted(parts.tables),
         left_out=_LEFT_OUT.get(facts["ladder"]["left_out"], facts["ladder"]["left_out"]),
@@ -172,6 +173,7 @@ def environment(facts: Mapping[str, Any] | None = None) -> Environment:
         "percent": _percent,
         "cosine": lambda x: f"{x:.3f}".replace("-", "−"),
         "count": lambda n: f"{n:,}",
+        "figure": lambda x: f"{int(x):,}" if float(x).is_integer() and abs(x) < 1e15 else words.number(x),
     }
     found.globals |= {
         "missing": lambda x: x is None or x != x,
@@ -274,8 +276,10 @@ def _percent(share: float) -> str:
     """A share as a percentage that fits any size."""
     percent = 100 * share
     if percent == 0:
-        return "0 %"
-    return "under 0.1 %" if percent < 0.1 else f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
+        return "0\u00a0%"
+    if percent < 0.1:
+        return "under 0.1\u00a0%"
+    return f"{percent:.1f}\u00a0%" if percent < 10 else f"{percent:.0f}\u00a0%"
 
 
 def _short_setting(of: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -393,7 +397,7 @@ def _errors(facts: Mapping[str, Any]) -> str:
     return f"clustered by {words.name(column)} ({of['clusters']:,} clusters{like}){by}"
 
 
-def _settings(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def flat(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings, flat, as (name, value)."""
     rows: list[tuple[str, str]] = []
 

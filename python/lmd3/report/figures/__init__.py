@@ -3,6 +3,7 @@
 from lmd3.report.figures.evidence import (
     calibration,
     contrasts,
+    estimates,
     forest,
     left_out,
     qq,
@@ -43,6 +44,7 @@ __all__ = [
     "dose_curve",
     "draws_against",
     "escape_json",
+    "estimates",
     "forest",
     "label",
     "ladder",

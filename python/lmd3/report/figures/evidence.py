@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -314,10 +314,12 @@ def _observed(value: float, x: dict[str, Any]) -> dict[str, Any]:
         ],
         annotations=[
             note(
-                f"found: {words.signed(value)}",
+                f" found: {words.signed(value)} ",
                 x=value,
                 xref="x",
-                xanchor="center",
+                y=0.98,
+                yanchor="top",
+                xanchor="left",
                 font={"size": 12, "color": OCHRE},
             )
         ],
@@ -429,18 +431,36 @@ def subsets(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure | None:
     if rows.empty:
         return None
     names = [label(name, 36) for name in rows["subset"]]
-    data = [
-        _marks(
-            rows, names, "change_estimate", "change_ci_low", "change_ci_high", name="leaving it out"
-        ),
-        _marks(
-            rows, names, "estimate", "ci_low", "ci_high", name="its share, all in one model", colour=OCHRE,
-            marker={"symbol": "diamond-open"},
-        ),
-    ]  # fmt: skip
-    drawn = with_legend(
-        120 + 34 * len(names), xaxis=_slope_axis(facts), yaxis=_names_axis(names), scattermode="group"
-    )
+    data = []
+    for title, prefix, colour, shift in (
+        ("leaving it out", "change_", BLUE, -0.16),
+        ("its share, all in one model", "", OCHRE, 0.16),
+    ):
+        trace = _marks(
+            rows, names, f"{prefix}estimate", f"{prefix}ci_low", f"{prefix}ci_high", colour=colour, name=title
+        )
+        # Numbers rather than names for the places, so that the two stand side by side.
+        trace |= {"y": np.arange(len(names)) + shift, "text": names}
+        data.append(trace | {"hovertemplate": "%{text}: %{x:.3f}<extra></extra>"})
+    places = axis("", tickvals=list(range(len(names))), ticktext=names, ticks="", showgrid=False)
+    places["range"] = [len(names) - 0.5, -0.5]
+    drawn = with_legend(120 + 38 * len(names), xaxis=_slope_axis(facts), yaxis=places)
+    return {"data": data, "layout": drawn}
+
+
+def estimates(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
+    """Estimates with their intervals, one under the other.
+
+    Args:
+        rows: `estimate`, `ci_low`, `ci_high`.
+        names: one for each.
+        title: of the axis, with its unit.
+    """
+    shown = [label(name, 52) for name in names]
+    # One category must not hold two rows.
+    shown = [name if shown.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(shown)]
+    data = [_marks(rows, shown, "estimate", "ci_low", "ci_high", showlegend=False)]
+    drawn = layout(90 + 26 * len(shown), xaxis=zero_line(title), yaxis=_names_axis(shown))
     return {"data": data, "layout": drawn}
 
 
@@ -449,13 +469,8 @@ def contrasts(table: pd.DataFrame) -> Figure | None:
     rows = table[table["estimate"].notna()]
     if rows.empty:
         return None
-    names = [label(f"{row['side']}", 48) for row in rows.to_dict("records")]
-    # One category must not hold two rows.
-    names = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-    data = [_marks(rows, names, "estimate", "ci_low", "ci_high", showlegend=False)]
     scale = label(", ".join(dict.fromkeys(map(str, rows["scale"]))))
-    drawn = layout(90 + 34 * len(names), xaxis=zero_line(f"slope ({scale})"), yaxis=_names_axis(names))
-    return {"data": data, "layout": drawn}
+    return estimates(rows, [str(side) for side in rows["side"]], f"slope ({scale})")
 
 
 def simex(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure | None:

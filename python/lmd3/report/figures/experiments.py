@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def dose_curve(
         return None
     doses = sorted({float(dose) for dose in treated["dose"]})
     data: list[dict[str, Any]] = []
-    kinds = list(dict.fromkeys(treated["kind"]))
+    kinds = sorted(set(treated["kind"].astype(str)))
     for number, kind in enumerate(kinds):
         of = treated[treated["kind"] == kind].sort_values("dose", kind="stable")
         colour = SERIES[number % len(SERIES)]
@@ -116,7 +116,7 @@ def two_changes(
     kinds = points["kind"].astype(str) if "kind" in points.columns else pd.Series("items", index=points.index)
     data: list[dict[str, Any]] = []
     untreated = doses == 0
-    treated = list(dict.fromkeys(kinds[~untreated]))
+    treated = sorted(set(kinds[~untreated]))
     groups = [("not leaked", untreated, GREY)] + [
         (kind, (~untreated) & (kinds == kind).to_numpy(), SERIES[i % len(SERIES)])
         for i, kind in enumerate(treated)
@@ -211,7 +211,15 @@ def draws_against(draws: ArrayLike, found: float, title: str, p_value: float | N
             }
         ],
         annotations=[
-            note(said, x=found, xref="x", xanchor="center", font={"size": 12, "color": OCHRE}),
+            note(
+                f" {said} ",
+                x=found,
+                xref="x",
+                y=0.98,
+                yanchor="top",
+                xanchor="left",
+                font={"size": 12, "color": OCHRE},
+            ),
         ],
     )
     data = [
@@ -226,6 +234,18 @@ def draws_against(draws: ArrayLike, found: float, title: str, p_value: float | N
     ]
     drawn["showlegend"] = False
     return {"data": data, "layout": drawn}
+
+
+def _beside(said: str, found: float) -> dict[str, Any]:
+    return note(
+        f" {said} ",
+        x=found,
+        xref="x",
+        y=0.98,
+        yanchor="top",
+        xanchor="left",
+        font={"size": 12, "color": OCHRE},
+    )
 
 
 def loss_curves(rows: pd.DataFrame, title: str = "nats per token", *, x: str = "step") -> Figure | None:
@@ -260,8 +280,3 @@ def loss_curves(rows: pd.DataFrame, title: str = "nats per token", *, x: str = "
             }
         )
     return {"data": data, "layout": with_legend(300, xaxis=axis(words.name(x)), yaxis=axis(title))}
-
-
-def titles(names: Sequence[str]) -> list[str]:
-    """Names as words, for axes."""
-    return [label(words.name(name)) for name in names]

@@ -217,7 +217,7 @@ def ladder(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": "on rows left out, 95 % interval",
+            "name": "on what was left out, 95 % interval",
             "y": names,
             "x": steps["out_of_group_delta"].to_numpy(),
             "error_x": interval(steps["ci_low"], steps["out_of_group_delta"], steps["ci_high"])
