@@ -25,7 +25,10 @@ _VALUES = 1 << 24
 _SORTED_ROWS, _SORTED_FILES = 1 << 17, 256
 
 #: Columns of the documents that are carried over; `source_row` too, where the source was sorted itself.
-_CARRIED = ("id", "group", "text", "tokens", "truncated", SOURCE_ROW.name)
+_CARRIED = ("id", "group", "text", "tokens", "truncated", SOURCE_ROW.name, "document", "chunk")
+
+#: Facts of the manifest that stay true of the rows in another type or order.
+_FACTS = ("sampling", "chunking", "counts")
 
 
 def convert(
@@ -83,6 +86,7 @@ def convert(
         source=described,
         rounding=store.rounding if store.manifest else 0.0,
     ) as writer:
+        writer.facts.update({name: store.manifest[name] for name in _FACTS if store.manifest.get(name)})
         for entry in store.manifest.get("files", []):
             writer.attach(Path(str(store.path)) / Path(entry["name"]).name)
         order = None
@@ -168,4 +172,6 @@ def _columns(store: Store, documents: pa.Table, sorted_rows: NDArray[np.int64] |
         "tokens": numbers("tokens"),
         "truncated": numbers("truncated"),
         "source_rows": sorted_rows if earlier is None else earlier,
+        "documents": column("document", store.chunked),
+        "chunks": numbers("chunk") if store.chunked else None,
     }

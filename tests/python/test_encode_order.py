@@ -275,3 +275,18 @@ def test_samples_by_group_need_groups(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="--group"):
         lmd3.encode(["a b"], out=tmp_path / "s", sample=0.5, sample_by="group")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_converted_store_keeps_its_sample_its_chunks_and_its_counts(tmp_path: Path) -> None:
+    texts = [f"a b c d e f {row}" for row in range(200)]
+    lmd3.encode(texts, out=tmp_path / "s", sample=0.3, max_tokens=4)
+    lmd3.encode(texts, out=tmp_path / "c", chunk="sliding", chunk_tokens=3)
+    for name in ("s", "c"):
+        before = lmd3.open_store(tmp_path / name)
+        after = lmd3.convert(before, tmp_path / f"{name}32", dtype="float32")
+        for fact in ("sampling", "chunking", "counts"):
+            assert after.manifest.get(fact) == before.manifest.get(fact)
+        assert (after.population, after.chunked) == (before.population, before.chunked)
+        every = np.arange(before.n)
+        columns = ("id", "document", "chunk")
+        assert after.documents(every, columns).equals(before.documents(every, columns))

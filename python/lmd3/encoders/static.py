@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from lmd3.encoders import EncodedBatch
 from lmd3.errors import MissingDependencyError, ModelError, ParameterError
@@ -83,6 +84,7 @@ class StaticEncoder:
         self.dim = full if truncate_dim is None else truncate_dim
         if not 1 <= self.dim <= full:
             raise ParameterError(f"truncate_dim must be in 1..{full}, not {truncate_dim}")
+        self._vectors = np.ascontiguousarray(self._table[:, : self.dim], np.float32)
         self._fingerprint: str | None = None
 
     @property
@@ -145,13 +147,12 @@ class StaticEncoder:
             known = tokens != self._unknown
             tokens, owner = tokens[known], owner[known]
         rows = tokens if self._mapping is None else np.asarray(self._mapping)[tokens]
-        gathered = self._table[rows, : self.dim].astype(np.float32)
-        if self._weights is not None:
-            gathered *= np.asarray(self._weights, np.float32)[tokens, None]
-        sums = np.zeros((len(found), self.dim), np.float64)
-        if len(owner):
-            first = np.flatnonzero(np.diff(owner, prepend=-1))
-            sums[owner[first]] = np.add.reduceat(gathered, first, axis=0, dtype=np.float64)
+        ones = np.ones(len(tokens), np.float32)
+        values = ones if self._weights is None else np.asarray(self._weights, np.float32)[tokens]
+        ends = np.searchsorted(owner, np.arange(len(found) + 1))
+        # A product with a sparse matrix of counts adds the rows up without copying them.
+        counts = csr_array((values, rows, ends), shape=(len(found), len(self._vectors)))
+        sums = np.asarray(counts @ self._vectors, np.float64)
         norms = np.linalg.norm(sums, axis=1)
         for row in np.flatnonzero(~(norms > 0)).tolist():
             sums[row] = _signs(texts[row], self.dim)
