@@ -28,7 +28,7 @@ RUST_LAW = {
     "memory maps": (r"\bmemmap2\b", ("store/mapping.rs",)),
     "rayon": (r"\brayon\b", ("scan/", "index/", "text/", "estimate/")),
     "pyo3": (r"\b(?:pyo3|numpy)::|\buse (?:pyo3|numpy)\b", ("python/",)),
-    "unsafe": (r"\bunsafe\b", ("simd/", "store/mapping.rs", "python/")),
+    "unsafe": (r"\bunsafe\b", ("simd/", "store/mapping.rs", "store/reading.rs", "python/")),
 }
 
 
