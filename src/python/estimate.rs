@@ -1,6 +1,7 @@
 //! The scan and its exact estimates.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -186,6 +187,7 @@ struct Arguments<'py> {
     kernels: Vec<ScaledKernel>,
     neighbors: usize,
     by_group: bool,
+    group_map: Option<Vec<u32>>,
     exclude_rows: Option<Vec<u64>>,
     exclude_within: f64,
     row_rounding: f64,
@@ -211,6 +213,7 @@ impl<'py> Arguments<'py> {
         kernels: &[(String, f64)],
         neighbors: usize,
         by_group: bool,
+        group_map: Option<PyReadonlyArray1<'py, u32>>,
         exclude_rows: Option<PyReadonlyArray1<'py, i64>>,
         exclude_within: f64,
         row_rounding: f64,
@@ -235,6 +238,7 @@ impl<'py> Arguments<'py> {
             kernels: scaled_kernels(kernels).map_err(raise)?,
             neighbors,
             by_group,
+            group_map: group_map.map(|map| map.as_slice().map(<[u32]>::to_vec)).transpose()?,
             exclude_rows,
             exclude_within,
             row_rounding,
@@ -287,7 +291,11 @@ impl<'py> Arguments<'py> {
         let raise = |error: Error| to_python(py, &error);
         let store = self.source.cast::<Store>().ok().map(|store| store.get().inner().clone());
         let matrix = if store.is_none() { Some(Matrix::borrow(&self.source)?) } else { None };
-        let views = views(py, store.as_deref(), matrix.as_ref(), self.weights.as_ref())?;
+        let mut views = views(py, store.as_deref(), matrix.as_ref(), self.weights.as_ref())?;
+        let mapped = self.groups_of(&views, range.clone());
+        for (view, groups) in views.iter_mut().zip(&mapped) {
+            view.groups = groups.as_deref();
+        }
         let request = self.request()?;
         // Before the scan: its rows are looked up in the store, and a query's is none of them.
         if request.d > 0 {
@@ -302,6 +310,33 @@ impl<'py> Arguments<'py> {
                 _ => error,
             }),
         })
+    }
+}
+
+impl Arguments<'_> {
+    /// The group codes of each shard, renamed by the map; none of shards outside the range, nor where groups are not asked
+    /// for: nobody reads them.
+    fn groups_of<'a>(
+        &self,
+        views: &[ShardView<'a>],
+        range: Option<Range<usize>>,
+    ) -> Vec<Option<Cow<'a, [u32]>>> {
+        let all = plan::segments(views);
+        let range = range.unwrap_or(0..all.len());
+        let touched: BTreeSet<usize> =
+            all.get(range).unwrap_or(&[]).iter().map(|segment| segment.shard).collect();
+        let rename = |groups: &'a [u32]| match &self.group_map {
+            Some(map) => groups.iter().map(|&code| map.get(code as usize).copied().unwrap_or(code)).collect(),
+            None => Cow::Borrowed(groups),
+        };
+        views
+            .iter()
+            .enumerate()
+            .map(|(shard, view)| {
+                let wanted = self.by_group && touched.contains(&shard);
+                view.groups.filter(|_| wanted).map(rename)
+            })
+            .collect()
     }
 }
 
@@ -334,10 +369,11 @@ fn segments(source: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
 /// Sums of kernels over all rows of a store or matrix, exactly.
 ///
 /// `queries` is float32 (Q, d); `kernels` lists (name, bandwidth); `exclude_rows` int64 (Q,) with −1 for none;
-/// `weights` float32 (n,) belongs to a matrix (a store brings its own).
+/// `weights` float32 (n,) belongs to a matrix (a store brings its own); `group_map` uint32 renames group codes (4 bytes a row
+/// are taken for that).
 /// `progress(done, total)` is called about ten times a second with pairs of rows and queries.
 #[pyfunction]
-#[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, exclude_rows=None, exclude_within=0.0,
+#[pyo3(signature = (source, queries, kernels, *, neighbors=0, by_group=false, group_map=None, exclude_rows=None, exclude_within=0.0,
     row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0, memory=1_073_741_824, io="mmap", progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn scan(
@@ -347,6 +383,7 @@ fn scan(
     kernels: Vec<(String, f64)>,
     neighbors: usize,
     by_group: bool,
+    group_map: Option<PyReadonlyArray1<'_, u32>>,
     exclude_rows: Option<PyReadonlyArray1<'_, i64>>,
     exclude_within: f64,
     row_rounding: f64,
@@ -366,6 +403,7 @@ fn scan(
         &kernels,
         neighbors,
         by_group,
+        group_map,
         exclude_rows,
         exclude_within,
         row_rounding,
@@ -387,7 +425,7 @@ fn scan(
 ///
 /// A part is a dict of arrays (see `parts.rs`), to be kept or sent and given to a `Fold`. The other arguments are those of `scan`.
 #[pyfunction]
-#[pyo3(signature = (source, queries, kernels, start, end, sink, *, neighbors=0, by_group=false, exclude_rows=None,
+#[pyo3(signature = (source, queries, kernels, start, end, sink, *, neighbors=0, by_group=false, group_map=None, exclude_rows=None,
     exclude_within=0.0, row_rounding=0.0, max_cosine=false, row_sum=false, weights=None, precision="float32", threads=0,
     memory=1_073_741_824, io="mmap", progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
@@ -400,6 +438,7 @@ fn scan_parts(
     sink: Py<PyAny>,
     neighbors: usize,
     by_group: bool,
+    group_map: Option<PyReadonlyArray1<'_, u32>>,
     exclude_rows: Option<PyReadonlyArray1<'_, i64>>,
     exclude_within: f64,
     row_rounding: f64,
@@ -418,6 +457,7 @@ fn scan_parts(
         &kernels,
         neighbors,
         by_group,
+        group_map,
         exclude_rows,
         exclude_within,
         row_rounding,

@@ -70,7 +70,8 @@ def test_study_takes_every_option_of_its_parts() -> None:
     of_parts = options_of("encode") | options_of("density") | options_of("analyze")
     assert {"--model", "--kernel", "--cluster", "--bandwidth"} <= of_parts
     # A plan and a shard are of one scan, not of a study.
-    assert of_parts - {"--plan", "--shard"} <= options_of("study")
+    of_a_scan = {"--plan", "--shard", "--rows", "--nodes", "--cores", "--disk-rate", "--price"}
+    assert of_parts - of_a_scan <= options_of("study")
 
 
 def test_help_alone_and_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,10 +220,10 @@ def test_whatever_happened_the_run_ends_right(
         if kind in ("damaged", "cut short") and written:
             path = written[at % len(written)].path
             content = bytearray(path.read_bytes())
-            if kind == "damaged":
+            if kind == "damaged" and content:
                 content[at % len(content)] ^= 1 + at % 255
             else:
-                content = content[: at % len(content)]
+                content = content[: at % max(1, len(content))]
             path.write_bytes(content)
     assert tables(density(corpus, out, executor=Elsewhere())) == tables(whole)
 

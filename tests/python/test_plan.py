@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lmd3 import KernelDensity, system
+from lmd3.errors import FileMissingError, ParameterError
 from lmd3.store import StoreWriter
 
 
@@ -83,3 +84,63 @@ def test_peaks_are_measured() -> None:
     if system.simd_level() != "portable":
         assert 2e8 < found["implied_clock_one"] < 8e9
     assert "measured" not in lmd3("info")
+
+
+def test_a_plan_for_many_machines_adds_up(folder: Path) -> None:
+    given = (folder / "store", folder / "queries.npy", "--bandwidth", "0.3", "--plan", "--rows", "3e9")
+    plan = lmd3("density", *given, "--nodes", 20, "--cores", 32, "--disk-rate", "500MB/s", "--price", 2)
+    assert (plan["rows"], plan["segments"], plan["bytes"]) == (3_000_000_000, 300_000, 3_000_000_000 * 48)
+    found = plan["cluster"]
+    per_core = plan["operations_per_second"] / plan["threads"]
+    wave = 1 + 1 / 32
+    assert found["compute_seconds"] == pytest.approx(wave * plan["operations"] / (per_core * 640))
+    assert found["disk_seconds"] == pytest.approx(wave * 3e9 * 48 / (20 * 500e6))
+    assert found["network_bytes"] == 2 * plan["partial_bytes"]
+    hours = 20 * found["seconds"] / 3600
+    assert found["node_hours_per_billion_rows"] == pytest.approx(hours / 3)
+    assert found["cost"] == pytest.approx(2 * hours)
+    alone = lmd3("density", *given, "--nodes", 1)["cluster"]
+    assert alone["start_seconds"] == 0 and alone["disk_seconds"] == 0 and alone["cost"] is None
+
+
+@pytest.mark.parametrize("option", [("--disk-rate", "fast"), ("--disk-rate", "0"), ("--rows", "-1")])
+def test_a_plan_for_nonsense_is_refused(folder: Path, option: tuple[str, str]) -> None:
+    given = (folder / "store", folder / "queries.npy", "--bandwidth", "0.3", "--plan")
+    assert lmd3("density", *given, *option)["error"]["kind"] == "ParameterError"
+
+
+def test_groups_beyond_memory_are_refused_and_the_largest_are_kept(folder: Path, tmp_path: Path) -> None:
+    given = ("density", folder / "store", folder / "queries.npy", "--bandwidth", "0.3", "--by-group")
+    for more in (("--plan",), ("-o", tmp_path / "out")):
+        error = lmd3(*given, *more, "--max-memory", "300kB")["error"]
+        assert error["kind"] == "ParameterError" and "--groups top:" in error["remedy"]
+    assert not (tmp_path / "out").exists()
+    kde = KernelDensity(bandwidth=0.3).fit(folder / "store")
+    every = kde.density(folder / "queries.npy", by_group=True).density.to_pandas()
+    named = tmp_path / "names.txt"
+    named.write_text("b1\na\n", encoding="utf-8")
+    for groups, kept in (("top:1", ["a"]), (str(named), ["a", "b1"])):
+        out = tmp_path / groups.replace(":", "-").replace("/", "")
+        found = kde.density(
+            folder / "queries.npy", by_group=True, groups=groups, folder=out
+        ).density.to_pandas()
+        assert set(found["group"].dropna()) == {*kept, "(other)"}
+        sums = {
+            name: rows["kernel_sum_log"].to_numpy() for name, rows in found.groupby("group", dropna=False)
+        }
+        wanted = {
+            name: rows["kernel_sum_log"].to_numpy() for name, rows in every.groupby("group", dropna=False)
+        }
+        for name in kept:
+            assert np.array_equal(sums[name], wanted[name])
+        other = np.logaddexp.reduce([wanted[name] for name in ("a", "b0", "b1") if name not in kept])
+        assert sums["(other)"] == pytest.approx(other, rel=1e-6)
+    for wrong in ("top:0", "top:x"):
+        with pytest.raises(ParameterError):
+            kde.density(folder / "queries.npy", by_group=True, groups=wrong)
+    with pytest.raises(ParameterError, match="no group 'c'"):
+        kde.density(folder / "queries.npy", by_group=True, groups=["c"])
+    with pytest.raises(FileMissingError):
+        kde.density(folder / "queries.npy", by_group=True, groups=str(tmp_path / "none"))
+    with pytest.raises(ParameterError, match="not asked for"):
+        kde.density(folder / "queries.npy", groups="top:1")

@@ -39,6 +39,14 @@ AnyEncoderOption = Annotated[
     bool,
     typer.Option("--any-encoder", help="Score queries that another model, prompt or revision has encoded."),
 ]
+GroupsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--groups",
+        metavar="top:K|FILE",
+        help="The groups kept apart by --by-group; others are taken together.",
+    ),
+]
 ExecutorOption = Annotated[
     str, typer.Option("--executor", metavar="local|ray", help="Where it runs; ray: on a cluster's nodes.")
 ]

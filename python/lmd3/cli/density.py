@@ -26,6 +26,7 @@ from lmd3.cli._density import (
     ExcludeSelfOption,
     ExcludeWithinOption,
     ExecutorOption,
+    GroupsOption,
     IoOption,
     MemoryOption,
     PrecisionOption,
@@ -47,6 +48,7 @@ def density(
     bandwidth: BandwidthOption = None,
     neighbors: Annotated[int, typer.Option("--neighbors", min=0, help="Nearest rows listed per query.")] = 10,
     by_group: Annotated[bool, typer.Option("--by-group", help="Also the density under each group.")] = False,
+    groups: GroupsOption = None,
     exclude_self: ExcludeSelfOption = False,
     exclude_within: ExcludeWithinOption = 0.0,
     normalize: Annotated[
@@ -71,6 +73,21 @@ def density(
             metavar="DIR",
             help="An earlier result over this store, before lmd3 append: only the new rows are scanned.",
         ),
+    ] = None,
+    rows: Annotated[
+        str | None, typer.Option("--rows", metavar="N", help="Plan for so many rows of this kind, e.g. 1e9.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, metavar="N", help="Plan for N machines like this one.")
+    ] = None,
+    node_cores: Annotated[
+        int | None, typer.Option("--cores", min=1, metavar="C", help="Of each [default: as many as here].")
+    ] = None,
+    disk_rate: Annotated[
+        str | None, typer.Option("--disk-rate", metavar="R", help="Bytes a second each reads, e.g. 1GB.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", metavar="P", help="Of a node for an hour, in any currency.")
     ] = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
@@ -102,11 +119,13 @@ def density(
       lmd3 density corpus.lmd3 queries.npy --executor ray --address auto -o /shared/density/
       lmd3 density corpus.lmd3 queries.npy --bandwidth @bandwidth.json --shard $SLURM_ARRAY_TASK_ID/64 -o d/
     """
-    from lmd3.cli._density import estimator, open_sides, parse_shard, report_density
+    from lmd3.cli._density import estimator, open_sides, parse_bytes, parse_shard, report_density
+    from lmd3.density.plan import Cluster
     from lmd3.executors import in_lines, make_executor
     from lmd3.executors.jobs import is_unfinished
     from lmd3.executors.partials import FOLDER
     from lmd3.results import DENSITY_FILES
+    from lmd3.system import cores
 
     if out is not None and not plan:
         _common.prepare_output(out, force or is_unfinished(out), results=DENSITY_FILES)
@@ -126,8 +145,20 @@ def density(
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if out is None or plan:
+        cluster = None
+        if any(value is not None for value in (nodes, node_cores, disk_rate, price)):
+            rate = None if disk_rate is None else parse_bytes(disk_rate.removesuffix("/s"))
+            cluster = Cluster(nodes or 1, node_cores or threads or cores(), rate, price)
+            cluster.check()
         found = kde.fit(store).plan(
-            asked, neighbors, by_group, exclude_self=exclude_self, exclude_within=exclude_within
+            asked,
+            neighbors,
+            by_group,
+            groups=groups,
+            exclude_self=exclude_self,
+            exclude_within=exclude_within,
+            rows=None if rows is None else _row_count(rows),
+            cluster=cluster,
         )
         _common.emit(found, text="\n".join(_plan(found)))
         return
@@ -138,6 +169,7 @@ def density(
     options: dict[str, Any] = {
         "neighbors": neighbors,
         "by_group": by_group,
+        "groups": groups,
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,
@@ -191,11 +223,43 @@ def _plan(plan: dict[str, Any]) -> list[str]:
         f"  computes   {plan['operations']:.3g} operations ({rate}, {plan['simd']}, "
         f"{plan['threads']} threads)",
         f"  partials   {_bytes(plan['partial_bytes'])} at most",
+        f"  result     {_bytes(plan['result_bytes'])} in memory",
     ]
     if plan["bandwidth_seconds"]:
         lines.append(f"  bandwidths {duration(plan['bandwidth_seconds'])}")
     lines += [f"  scan       {duration(plan['scan_seconds'])}", f"  expected   {duration(plan['seconds'])}"]
+    return lines + (_cluster(plan["cluster"]) if "cluster" in plan else [])
+
+
+def _cluster(found: dict[str, Any]) -> list[str]:
+    """A prediction in words."""
+    from lmd3.progress import duration
+
+    disk = f"{duration(found['disk_seconds'])}" if found["disk_seconds"] else "not limited"
+    node_hours = found["node_hours_per_billion_rows"]
+    lines = [
+        f"on {found['nodes']:,} nodes of {found['cores']:,} cores like these",
+        f"  arithmetic {duration(found['compute_seconds'])}",
+        f"  disk       {disk} ({_bytes(found['read_bytes_per_node'])} per node)",
+        f"  start      {duration(found['start_seconds'])}",
+        f"  merging    {duration(found['merge_seconds'])} ({_bytes(found['network_bytes'])} of network)",
+        f"  expected   {duration(found['seconds'])}; the bottleneck is {found['bottleneck']}",
+        f"  cost       {found['node_hours']:.3g} node-hours, {node_hours:.3g} per 10⁹ rows",
+    ]
+    if found["cost"] is not None:
+        lines.append(f"             {found['cost']:.4g}, {found['cost_per_billion_rows']:.4g} per 10⁹ rows")
     return lines
+
+
+def _row_count(text: str) -> int:
+    """Rows of `1e9` or `1000000`."""
+    try:
+        count = int(float(text.replace(",", "").replace("_", "")))
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise ParameterError(f"--rows {text!r} is no number of rows", remedy="for example 1e9")
+    return count
 
 
 def _bytes(count: float) -> str:

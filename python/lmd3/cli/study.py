@@ -33,6 +33,7 @@ from lmd3.cli._common import (
 from lmd3.cli._density import (
     AddressOption,
     ExecutorOption,
+    GroupsOption,
     MemoryOption,
     PrecisionOption,
     parse_bytes,
@@ -136,6 +137,7 @@ def study(
     bandwidth: BandwidthOption = None,
     neighbors: Annotated[int, typer.Option("--neighbors", min=0, help="Nearest texts listed.")] = 10,
     by_group: Annotated[bool, typer.Option("--by-group", help="Densities under each group too.")] = False,
+    groups: GroupsOption = None,
     exclude_self: Annotated[
         bool, typer.Option("--exclude-self", help="Leave a query's own row out of its density.")
     ] = False,
@@ -228,6 +230,7 @@ def study(
     scanning: dict[str, Any] = {
         "neighbors": neighbors,
         "by_group": by_group,
+        "groups": groups,
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,

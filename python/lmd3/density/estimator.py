@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
 from lmd3.density.design_error import NEAREST, design_of
 from lmd3.density.extending import adopt
+from lmd3.density.groups import choose_groups
 from lmd3.density.job import Job, describe_work, identity
-from lmd3.density.plan import plan_density
+from lmd3.density.plan import Cluster, check_memory, plan_density
 from lmd3.density.rules import resolve_rules
 from lmd3.density.scan import Asked, Pair, Scanner
 from lmd3.density.sides import Source, as_source, describe, own_rows, query_matrix
@@ -245,6 +246,7 @@ class KernelDensity:
         neighbors: int = 10,
         by_group: bool = False,
         *,
+        groups: str | Path | Sequence[str] | None = None,
         normalize: bool = False,
         exclude_self: bool = False,
         exclude_within: float = 0.0,
@@ -260,6 +262,8 @@ class KernelDensity:
             queries: a store, a path or a matrix (Q, d). Ids are the store's, else row numbers from 0.
             neighbors: nearest rows listed per query (at least one is found for `max_cosine`).
             by_group: also the density under each group of rows.
+            groups: with `by_group`, the groups kept apart: "top:K", a file of names, or names; the others
+                are taken together as "(other)".
             normalize: subtract the kernel's constant of ℝᵈ.
             exclude_self: leave a query's own row out: the row of the same id, whose vector must agree.
             exclude_within: leave out rows nearer than this; their number is in `excluded`.
@@ -281,7 +285,7 @@ class KernelDensity:
         """
         started = time.time()
         told = notice or (lambda line: self.notices_.append(line))
-        settings = _settings(neighbors, by_group, normalize, exclude_self, exclude_within, self.seed)
+        settings = _settings(neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed)
         partials = None if folder is None else Path(folder) / FOLDER
         if extend is not None and partials is None:
             raise ParameterError("to extend an earlier result takes a folder", remedy="give folder=")
@@ -319,6 +323,7 @@ class KernelDensity:
         neighbors: int = 10,
         by_group: bool = False,
         *,
+        groups: str | Path | Sequence[str] | None = None,
         normalize: bool = False,
         exclude_self: bool = False,
         exclude_within: float = 0.0,
@@ -335,6 +340,7 @@ class KernelDensity:
             folder: of the result; the files go to its `partials/`.
             neighbors: see `density`.
             by_group: see `density`.
+            groups: see `density`.
             normalize: see `density`.
             exclude_self: see `density`.
             exclude_within: see `density`.
@@ -361,7 +367,7 @@ class KernelDensity:
                 remedy="run `lmd3 bandwidth … -o bandwidth.json` once, then give --bandwidth @bandwidth.json",
             )
         told = notice or (lambda line: self.notices_.append(line))
-        settings = _settings(neighbors, by_group, normalize, exclude_self, exclude_within, self.seed)
+        settings = _settings(neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed)
         partials = Path(folder) / FOLDER
         _, job = self._job(queries, settings, partials, progress or silent)
         segments = len(job.scanner.segments())
@@ -377,8 +383,11 @@ class KernelDensity:
         neighbors: int = 10,
         by_group: bool = False,
         *,
+        groups: str | Path | Sequence[str] | None = None,
         exclude_self: bool = False,
         exclude_within: float = 0.0,
+        rows: int | None = None,
+        cluster: Cluster | None = None,
         seconds: float = 1.0,
     ) -> dict[str, Any]:
         """What `density` would read, compute and take, by the rates of a probe on the same rows and queries.
@@ -387,15 +396,19 @@ class KernelDensity:
             queries: as for `density`, and so are the next four.
             neighbors: see above.
             by_group: see above.
+            groups: see above.
             exclude_self: see above.
             exclude_within: see above.
+            rows: plan for so many rows of this kind, whatever the corpus has.
+            cluster: machines like this one, on which it would run.
             seconds: how long each probe runs.
 
         Returns:
             `rows`, `queries`, `dimensions`, `segments`; `bytes` of the rows read, in how many `passes`;
             `operations` (2 per row, query and dimension); `operations_per_second` of the probe;
             `bandwidth_seconds` to resolve rules and `scan_seconds`, together `seconds`; `partial_bytes` that
-            the partial files take at most; `simd`, `threads`.
+            the partial files take at most; `result_bytes` of memory that the result takes; `simd`, `threads`;
+            with a cluster `cluster` (see `predict`).
 
         Raises:
             InputError: and its kinds: whatever `density` would refuse before its work.
@@ -403,7 +416,7 @@ class KernelDensity:
         self._check_fitted()
         store = as_source(queries, "queries")
         matrix = self._query_matrix(store)
-        asked = self._asked(store, matrix, neighbors, by_group, exclude_self, exclude_within)
+        asked = self._asked(store, matrix, neighbors, by_group, groups, exclude_self, exclude_within)
         resolved = hasattr(self, "bandwidths_")
         return plan_density(
             self._scanner(),
@@ -414,6 +427,8 @@ class KernelDensity:
             asked,
             self.seed,
             seconds,
+            rows,
+            cluster,
         )
 
     # --- inside ---
@@ -460,6 +475,12 @@ class KernelDensity:
     def _pairs(self) -> list[Pair]:
         return [(entry.kernel, entry.bandwidth) for entry in self.bandwidths_]
 
+    def _pairs_or_rules(self) -> list[Any]:
+        """As many as there will be kernels with bandwidths."""
+        if hasattr(self, "bandwidths_"):
+            return self._pairs()
+        return [(kernel, rule) for kernel in self._kernels() for rule in self._allowed_rules()[0]]
+
     def _check_fitted(self) -> None:
         if not hasattr(self, "store_"):
             raise ParameterError("not fitted", remedy="call fit(corpus) first")
@@ -487,13 +508,15 @@ class KernelDensity:
         if neighbors < 0:
             raise ParameterError(f"neighbors={neighbors} is negative")
         store = as_source(queries, "queries")
-        if by_group and not self.store_.groups:
-            raise ParameterError(
-                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
-            )
         matrix = self._query_matrix(store)
         asked = self._asked(
-            store, matrix, neighbors, by_group, settings["exclude_self"], settings["exclude_within"]
+            store,
+            matrix,
+            neighbors,
+            by_group,
+            settings.get("groups"),
+            settings["exclude_self"],
+            settings["exclude_within"],
         )
         scanner = self._scanner()
         identified = identity(scanner, store, self._chosen(), asked)
@@ -501,6 +524,7 @@ class KernelDensity:
         if kept is not None and not hasattr(self, "bandwidths_"):
             self.notices_ = self._allowed_rules()[1]
             self._keep([Bandwidth(**entry) for entry in kept])
+        check_memory(scanner, len(matrix), len(self._pairs_or_rules()), asked)
         self._resolve(matrix, asked, progress)
         job = Job(scanner, matrix, self._pairs(), asked, identified)
         if partials is not None:
@@ -521,15 +545,29 @@ class KernelDensity:
         matrix: NDArray[np.float32],
         neighbors: int,
         by_group: bool,
+        groups: str | Path | Sequence[str] | None,
         exclude_self: bool,
         exclude_within: float,
     ) -> Asked:
         own = own_rows(self.store_, store, matrix) if exclude_self else None
+        if groups is not None and not by_group:
+            raise ParameterError("groups are chosen, but not asked for", remedy="add --by-group")
+        if by_group and not self.store_.groups:
+            raise ParameterError(
+                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
+            )
         least = 1
         if (design := design_of(self.store_)) is not None:
             # What the standard error of a sample needs.
             by_group, least = by_group or design.by is not None, NEAREST
-        return Asked(min(max(neighbors, least), self.store_.n), by_group, own, exclude_within, tables=True)
+            if groups is not None:
+                raise ParameterError(
+                    "the corpus is a sample: no standard error is known for groups taken together",
+                    remedy="leave --groups out",
+                )
+        k = min(max(neighbors, least), self.store_.n)
+        kept = None if groups is None else choose_groups(self.store_, groups)
+        return Asked(k, by_group, kept, own, exclude_within, tables=True)
 
     def _chosen(self) -> dict[str, Any]:
         """The bandwidths as far as they are known before the work: what identifies a job."""
@@ -548,12 +586,19 @@ class KernelDensity:
 
 
 def _settings(
-    neighbors: int, by_group: bool, normalize: bool, exclude_self: bool, exclude_within: float, seed: int
+    neighbors: int,
+    by_group: bool,
+    groups: str | Path | Sequence[str] | None,
+    normalize: bool,
+    exclude_self: bool,
+    exclude_within: float,
+    seed: int,
 ) -> dict[str, Any]:
     """The settings of a job as `run.json` names them."""
     return {
         "neighbors": neighbors,
         "by_group": by_group,
+        **({} if groups is None else {"groups": list(groups) if isinstance(groups, list) else str(groups)}),
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,

@@ -19,18 +19,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lmd3.density.groups import choose_groups
 from lmd3.density.scan import Asked, Pair, Scan, Scanner, fold, version
 from lmd3.density.sides import describe, query_matrix
 from lmd3.errors import FormatError, ParameterError, VerificationError, WorkError
-from lmd3.executors import Executor, Function, Summary, Task, run_tasks
+from lmd3.executors import TASKS_PER_SLOT, Executor, Function, Summary, Task, run_tasks
 from lmd3.executors.jobs import JOB, Partials, Record, files_of, gaps, in_words, owners, read_record
 from lmd3.executors.partials import canonical
 from lmd3.progress import ProgressFactory
 from lmd3.results import write_parquet
 from lmd3.store import Store, open_store, xxh3
 
-#: Tasks made for each that runs at once: the last ones should end together.
-TASKS_PER_SLOT = 16
+#: Segments of a task whose groups are renamed: 4 bytes a row.
+RENAMED_SEGMENTS = 256
 
 #: Queries of the job that no file holds elsewhere, and the rows left out for them.
 QUERIES, IDS, OWN = "queries.npy", "ids.parquet", "own.npy"
@@ -46,12 +47,15 @@ def identity(scanner: Scanner, queries: Store, chosen: Mapping[str, Any], asked:
         asked: what is asked beside.
     """
     weights = scanner.weights
+    names = scanner.store.groups
+    kept = {} if asked.groups is None else {"groups": [names[code] for code in asked.groups]}
     return {
         "store": scanner.store.fingerprint,
         "queries": queries.fingerprint,
         **chosen,
         "neighbors": asked.neighbors,
         "by_group": asked.by_group,
+        **kept,
         "exclude_self": None if asked.own is None else xxh3(asked.own.tobytes()),
         "exclude_within": asked.exclude_within,
         "weights": None if weights is None else xxh3(weights.tobytes()),
@@ -122,6 +126,9 @@ class Job:
             return float(left - sum(sum(rows[first:last]) for first, last in gone)) * count
 
         pieces = missing if executor.in_process else _cut(missing, TASKS_PER_SLOT * executor.slots)
+        if self.asked.groups is not None:
+            # The codes of a task's rows are renamed in memory.
+            pieces = _cut(pieces, -(-sum(last - first for first, last in pieces) // RENAMED_SEGMENTS))
 
         def tasks() -> Iterator[Task]:
             for first, last in pieces:
@@ -310,7 +317,8 @@ def open_job(
         if work["version"] != version():
             raise WorkError(f"lmd3 {version()} is installed here, the job was begun by {work['version']}")
     pairs = [(entry["kernel"], float(entry["bandwidth"])) for entry in record.bandwidths]
-    wanted = Asked(asked["neighbors"], asked["by_group"], own, asked["exclude_within"], tables=True)
+    kept = choose_groups(scanner.store, asked["groups"]) if "groups" in asked else None
+    wanted = Asked(asked["neighbors"], asked["by_group"], kept, own, asked["exclude_within"], tables=True)
     return Job(scanner, np.asarray(matrix), pairs, wanted, asked)
 
 

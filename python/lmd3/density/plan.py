@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from lmd3.bandwidth import COARSE_GRID, Rule
 from lmd3.density.rules import RULE_QUERIES, rule_rows, typical_distance
 from lmd3.density.scan import Asked, Pair, Scanner
+from lmd3.errors import ParameterError
+from lmd3.executors import TASKS_PER_SLOT
 from lmd3.executors.partials import Part
 from lmd3.store import Store
 from lmd3.system import cores
@@ -26,6 +30,8 @@ def plan_density(
     asked: Asked,
     seed: int,
     seconds: float,
+    rows: int | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """The plan of a job; see `KernelDensity.plan` for what it holds.
 
@@ -38,8 +44,15 @@ def plan_density(
         asked: what is asked beside.
         seed: of the samples.
         seconds: how long each probe runs.
+        rows: plan for so many rows of this kind [those of the corpus].
+        cluster: on which it would run.
+
+    Raises:
+        ParameterError: the result would take more than the memory allowed.
     """
     corpus = scanner.store
+    count = len(pairs) or len(rules) * len(kernels)
+    result = check_memory(scanner, len(queries), count, asked)
     scale = typical_distance(corpus, queries, np.random.default_rng(seed))
     probed = list(pairs) if not rules else [(kernel, 0.1 * scale) for kernel in kernels for _ in rules]
     rate = _probe(scanner, queries, probed, asked, seconds)
@@ -56,26 +69,144 @@ def plan_density(
         each = rule_rows(scanner, rules, asked.own is not None) * len(sample)
         bandwidth_seconds = len(kernels) * each * (coarse + fine + few)
     lengths = scanner.segments()
+    n = rows or corpus.n
+    scale_up = n / corpus.n
+    segments = len(lengths) if rows is None else max(1, round(len(lengths) * scale_up))
     per_pair = 2.0 * corpus.d
-    groups = _groups_of_segments(corpus, lengths) if asked.by_group else len(lengths)
+    groups = (_groups_of_segments(corpus, lengths) if asked.by_group else len(lengths)) * scale_up
+    if asked.groups is not None:
+        groups = min(groups, segments * (len(asked.groups) + 1.0))
     # Three numbers per group and kernel; row and distance of each neighbour; cosine, count.
-    sums, found = groups * len(probed) * 24, len(lengths) * (asked.neighbors * 16 + 8)
-    scan_seconds = float(corpus.n) * len(queries) / rate
-    return {
-        "rows": corpus.n,
+    sums, found = groups * len(probed) * 24, segments * (asked.neighbors * 16 + 8)
+    scan_seconds = float(n) * len(queries) / rate
+    plan = {
+        "rows": n,
         "queries": len(queries),
         "dimensions": corpus.d,
-        "segments": len(lengths),
-        "bytes": corpus.n * scanner.row_bytes,
+        "segments": segments,
+        "bytes": n * scanner.row_bytes,
         "passes": 1,
-        "operations": per_pair * corpus.n * len(queries),
+        "operations": per_pair * n * len(queries),
         "operations_per_second": per_pair * rate,
         "bandwidth_seconds": bandwidth_seconds,
         "scan_seconds": scan_seconds,
         "seconds": bandwidth_seconds + scan_seconds,
-        "partial_bytes": len(queries) * (sums + found) + len(lengths) * corpus.d * 8,
+        "partial_bytes": round(len(queries) * (sums + found) + segments * corpus.d * 8),
+        "result_bytes": result,
         "simd": scanner.level,
         "threads": scanner.threads or cores(),
+    }
+    if cluster is not None:
+        plan["cluster"] = predict(plan, cluster)
+    return plan
+
+
+#: Bytes of memory per row of the density table (sums, estimate, columns) and of the table of neighbours.
+_TABLE_ROW, _NEIGHBOR_ROW = 260, 180
+
+
+def check_memory(scanner: Scanner, queries: int, pairs: int, asked: Asked) -> int:
+    """Bytes of memory that a result takes: its sums of all groups, and its tables.
+
+    Raises:
+        ParameterError: it is by groups, and they take more than the memory allowed.
+    """
+    groups = len(scanner.store.groups) if asked.groups is None else len(asked.groups) + 1
+    cells = 1 + (groups if asked.by_group else 0)
+    needed = queries * (pairs * cells * _TABLE_ROW + asked.neighbors * _NEIGHBOR_ROW)
+    if asked.by_group and needed > scanner.memory:
+        fit = (scanner.memory // queries - asked.neighbors * _NEIGHBOR_ROW) // (pairs * _TABLE_ROW) - 2
+        raise ParameterError(
+            f"the sums of {groups:,} groups, {queries:,} queries and {pairs} bandwidths take "
+            f"{needed / 1e9:.3g} GB, more than the {scanner.memory / 1e9:.3g} GB of --max-memory",
+            remedy=f"keep fewer apart (--groups top:{max(1, fit)} or a file of names), ask fewer queries at "
+            "once, or raise --max-memory",
+        )
+    return needed
+
+
+# --- many machines ---
+
+#: Bytes of partial files that one process verifies and folds in a second, on one core.
+FOLD_RATE = 200e6
+
+#: Seconds until all workers run, and that a task takes to open rows and queries.
+START_SECONDS, TASK_SECONDS = 20.0, 0.5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines like this one.
+
+    Attributes:
+        nodes: how many.
+        cores: of each that compute.
+        disk_rate: bytes per second that a node reads of the rows, from its own disk or its share of a common
+            one; None: never what is waited for.
+        price: of a node for an hour, in any currency.
+    """
+
+    nodes: int
+    cores: int
+    disk_rate: float | None = None
+    price: float | None = None
+
+    def check(self) -> None:
+        """Refuses what no cluster is.
+
+        Raises:
+            ParameterError: a number that is not positive.
+        """
+        for name in ("nodes", "cores", "disk_rate", "price"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ParameterError(f"{name}={value} is not positive")
+
+
+def predict(plan: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """The time and cost of a planned job on a cluster, from the plan's rate per thread.
+
+    The nodes read and compute at once, so the slower of the two decides; one process folds the partial files
+    at the end. Threads are taken to do as much as those of the probe.
+
+    Args:
+        plan: of `plan_density`, with the rate of `threads` threads here.
+        cluster: the machines.
+
+    Returns:
+        `compute_seconds`, `disk_seconds`, `start_seconds`, `merge_seconds`, `seconds` of all; `bottleneck`
+        ("arithmetic", "disk", "start" or "merge"); `network_bytes`: partial files to the common folder and
+        back to the process that merges; `read_bytes_per_node`; `node_hours` and `cost` (None without a
+        price), each for the job and per 10⁹ rows.
+    """
+    cluster.check()
+    workers = cluster.nodes * cluster.cores
+    per_thread = plan["operations_per_second"] / plan["threads"]
+    # The last wave of tasks leaves some nodes idle: half a task's time on average.
+    waves = 1.0 + 0.5 / TASKS_PER_SLOT if cluster.nodes > 1 else 1.0
+    compute = waves * plan["operations"] / (per_thread * workers)
+    disk = 0.0 if cluster.disk_rate is None else waves * plan["bytes"] / (cluster.disk_rate * cluster.nodes)
+    start = START_SECONDS + TASKS_PER_SLOT * TASK_SECONDS if cluster.nodes > 1 else 0.0
+    merge = 2.0 * plan["partial_bytes"] / FOLD_RATE
+    parts = {"arithmetic": compute, "disk": disk, "start": start, "merge": merge}
+    seconds = max(compute, disk) + start + merge + plan["bandwidth_seconds"]
+    node_hours = cluster.nodes * seconds / 3600
+    billion = 1e9 / plan["rows"]
+    return {
+        "nodes": cluster.nodes,
+        "cores": cluster.cores,
+        "compute_seconds": compute,
+        "disk_seconds": disk,
+        "start_seconds": start,
+        "merge_seconds": merge,
+        "seconds": seconds,
+        "bottleneck": max(parts, key=lambda name: parts[name]),
+        "network_bytes": 2 * plan["partial_bytes"],
+        "read_bytes_per_node": plan["bytes"] / cluster.nodes,
+        "node_hours": node_hours,
+        "node_hours_per_billion_rows": node_hours * billion,
+        "cost": None if cluster.price is None else node_hours * cluster.price,
+        "cost_per_billion_rows": None if cluster.price is None else node_hours * cluster.price * billion,
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmd3 import _lmd3
+from lmd3.density.groups import group_map
 from lmd3.executors.partials import Part
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import Store
@@ -32,6 +33,7 @@ class Asked:
     Attributes:
         neighbors: nearest rows found per query.
         by_group: whether the sums of each group of rows are kept apart.
+        groups: codes of those that are, the others being taken together; None: all.
         own: (Q,) row of the corpus to leave out for each query, −1 for none.
         exclude_within: leave out rows nearer than this.
         tables: whether the largest cosine and the mean row are found too.
@@ -39,6 +41,7 @@ class Asked:
 
     neighbors: int = 0
     by_group: bool = False
+    groups: tuple[int, ...] | None = None
     own: NDArray[np.int64] | None = None
     exclude_within: float = 0.0
     tables: bool = False
@@ -134,6 +137,7 @@ class Scanner:
         return {
             "neighbors": asked.neighbors,
             "by_group": asked.by_group,
+            "group_map": None if asked.groups is None else group_map(self.store, asked.groups),
             "exclude_rows": asked.own,
             "exclude_within": asked.exclude_within,
             "row_rounding": self.store.rounding,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lmd3.bandwidth import Bandwidth
 from lmd3.density.design_error import DesignError, Doubt, design_of
+from lmd3.density.groups import group_name
 from lmd3.density.job import Job
 from lmd3.density.scan import Estimate, Scan, Scanner, version
 from lmd3.density.sides import describe
@@ -71,7 +72,7 @@ class Tables:
             )
             for code, estimate in parts:
                 q = len(self.ids)
-                group = None if code is None else self.corpus.groups[code]
+                group = None if code is None else group_name(self.corpus, code)
                 log_density = estimate.log_density[:, b] - constant
                 zero = np.isneginf(log_density)
                 doubt = Doubt.none(q)

@@ -20,6 +20,9 @@ from lmd3.progress import ProgressFactory, duration
 #: The names of the executors.
 NAMES = ("local", "ray")
 
+#: Tasks made for each that runs at once: the last ones should end together.
+TASKS_PER_SLOT = 16
+
 #: The function of tasks: the task's arguments, and where it may report how much it has done.
 Function = Callable[[dict[str, Any], Callable[[float], None]], dict[str, Any]]
 
@@ -253,6 +256,7 @@ def task_error(failed: Iterable[Done]) -> WorkError:
 
 __all__ = [
     "NAMES",
+    "TASKS_PER_SLOT",
     "Done",
     "Executor",
     "Function",
