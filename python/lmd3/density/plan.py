@@ -128,7 +128,7 @@ def check_memory(scanner: Scanner, queries: int, pairs: int, asked: Asked) -> in
 # --- many machines ---
 
 #: Bytes of partial files that one process verifies and folds in a second, on one core.
-FOLD_RATE = 200e6
+FOLD_RATE = 400e6
 
 #: Seconds until all workers run, and that a task takes to open rows and queries.
 START_SECONDS, TASK_SECONDS = 20.0, 0.5
