@@ -65,7 +65,12 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     given: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    made = Cluster(initialize_head=True, head_node_args={**given, "include_dashboard": False})
+    for attempt in range(3):
+        try:
+            made = Cluster(initialize_head=True, head_node_args={**given, "include_dashboard": False})
+            break
+        except Exception as error:  # on a busy machine Ray does not wait long enough for its processes
+            print(f"attempt {attempt}: {error}")
     made.given = given
     for _ in range(2):
         made.add_node(**given)

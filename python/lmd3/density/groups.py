@@ -14,6 +14,9 @@ from lmd3.store import Store
 #: What the groups that are not kept apart are called together.
 OTHER = "(other)"
 
+#: Their code: no group's, also after rows of new groups were appended.
+OTHER_CODE = 2**32 - 1
+
 
 def choose_groups(store: Store, chosen: str | Path | Sequence[str]) -> tuple[int, ...]:
     """Codes of the groups to keep apart, ascending.
@@ -60,15 +63,15 @@ def choose_groups(store: Store, chosen: str | Path | Sequence[str]) -> tuple[int
 
 
 def group_map(store: Store, kept: Sequence[int]) -> NDArray[np.uint32]:
-    """New codes of all groups: kept ones keep theirs, all others get the one after the last."""
-    codes = np.full(len(store.groups), len(store.groups), np.uint32)
+    """New codes of all groups: kept ones keep theirs, all others get `OTHER_CODE`."""
+    codes = np.full(len(store.groups), OTHER_CODE, np.uint32)
     codes[list(kept)] = kept
     return codes
 
 
 def group_name(store: Store, code: int) -> str:
     """The name of a code of a scan."""
-    return store.groups[code] if code < len(store.groups) else OTHER
+    return OTHER if code == OTHER_CODE else store.groups[code]
 
 
 def _rows(store: Store) -> NDArray[np.int64]:
