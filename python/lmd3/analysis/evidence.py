@@ -16,8 +16,9 @@ from lmd3.analysis import ladder as _ladder
 from lmd3.analysis import multiplicity as _many
 from lmd3.analysis import regression as _regression
 from lmd3.analysis import subsets as _subsets
+from lmd3.analysis.inference import sandwich
 from lmd3.analysis.sample import Sample, usable
-from lmd3.analysis.slope import Data, Slope, cluster_variance, heteroskedastic_variance, slope, within
+from lmd3.analysis.slope import Data, Slope, slope, within
 from lmd3.errors import WorkError
 
 #: Points of a quantile plot; bins of the other charts.
@@ -151,7 +152,7 @@ def specifications(
         clusters = sample.codes(at)
         # Rows beyond counting would make thousands of draws slow and change nothing.
         taken = draws if len(data.y) <= 20_000 or clusters is not None else min(draws, 499)
-        found = _many.max_t(data, [np.column_stack([base, x]) for x in columns], clusters, None, taken, seed)
+        found = _many.max_t(data, base, np.column_stack(columns), clusters, None, taken, seed)
         table.loc[family, "p_max_t"] = found.p_max_t
         table.loc[family, "p_by"] = _many.by_fdr(table.loc[family, "p_value"].to_numpy(dtype=np.float64))
         head = table.iloc[family[0]]
@@ -177,19 +178,7 @@ def _covariance(sample: Sample) -> str:
 
 def test(of: Slope, clusters: np.ndarray | None) -> dict[str, float]:
     """estimate, std_error, statistic, p_value, ci_low, ci_high of a slope, by the sandwich."""
-    variance = heteroskedastic_variance(of) if clusters is None else cluster_variance(of, clusters)
-    error = float(np.sqrt(variance))
-    df = np.inf if of.data.binary else len(of.x) - of.parameters if clusters is None else int(clusters.max())
-    half = float(stats.t.ppf(0.975, df)) * error
-    t = of.estimate / error
-    return {
-        "estimate": of.estimate,
-        "std_error": error,
-        "statistic": t,
-        "p_value": float(2 * stats.t.sf(abs(t), df)),
-        "ci_low": of.estimate - half,
-        "ci_high": of.estimate + half,
-    }
+    return sandwich(of, clusters).to_dict()
 
 
 def shuffled_slopes(

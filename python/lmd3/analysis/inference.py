@@ -15,7 +15,7 @@ import numpy as np
 
 from lmd3.analysis import few_clusters as _few
 from lmd3.analysis.regression import Estimate, Fit
-from lmd3.analysis.slope import Data, slope
+from lmd3.analysis.slope import Data, Slope, cluster_variance, heteroskedastic_variance, slope
 
 
 @dataclass(frozen=True)
@@ -64,42 +64,52 @@ class Inference:
 def judge(
     fit: Fit, term: str, clusters: np.ndarray | None, draws: int, seed: int, intervals: bool = True
 ) -> Inference:
-    """Judges the last term of a fit.
+    """Judges the last term of a fit of statsmodels; see `decide`."""
+    return decide(fit.slope, fit.x, fit[term], clusters, draws, seed, intervals)
+
+
+def decide(
+    of: Slope,
+    x: np.ndarray,
+    plain: Estimate,
+    clusters: np.ndarray | None,
+    draws: int,
+    seed: int,
+    intervals: bool = True,
+) -> Inference:
+    """Judges a slope.
 
     Args:
-        fit: with its `slope` and design.
-        term: name of the last term.
-        clusters: (n,) codes of the fit's rows, or None.
+        of: the slope.
+        x: (n, k) its design.
+        plain: its test by the sandwich.
+        clusters: (n,) codes of the rows, or None.
         draws: of the bootstraps.
         seed: of the draws.
         intervals: invert the bootstrap; else its critical value times the standard error.
     """
-    plain = fit[term]
     if clusters is None:
         return Inference(plain, _label(plain), None, False, plain)
-    effective = _few.effective_clusters(fit.slope, clusters)
-    few = effective < _few.FEW
-    if not few:
+    effective = _few.effective_clusters(of, clusters)
+    if effective >= _few.FEW:
         return Inference(plain, _label(plain), effective, False, plain)
-    data, x = fit.slope.data, fit.x
+    data = of.data
     linear = cr2 = None
+    base = of
     if data.binary:
-        wild = _few.wild_score(data, x, fit.slope, clusters, draws, seed, intervals)
+        wild = _few.wild_score(data, x, of, clusters, draws, seed, intervals)
         name = "score wild bootstrap"
         # The linear-probability model of the same rows.
-        of = slope(Data(data.y, False, data.weights, data.effects), x)
-        check = _few.wild_restricted(of, clusters, draws, seed, intervals)
-        linear = _estimate(of.estimate, _error(of, clusters), check)
-        found = _few.cr2(of, clusters)
-        base = of.estimate
+        base = slope(Data(data.y, False, data.weights, data.effects), x)
+        check = _few.wild_restricted(base, clusters, draws, seed, intervals)
+        linear = _estimate(base.estimate, float(np.sqrt(cluster_variance(base, clusters))), check)
     else:
-        wild = _few.wild_restricted(fit.slope, clusters, draws, seed, intervals)
+        wild = _few.wild_restricted(of, clusters, draws, seed, intervals)
         name = "wild cluster restricted bootstrap"
-        found = _few.cr2(fit.slope, clusters)
-        base = fit.slope.estimate
+    found = _few.cr2(base, clusters)
     if found is not None and found.std_error > 0:
-        t, p, low, high = _few.t_test(base, found.std_error, found.df)
-        cr2 = Estimate(base, found.std_error, t, p, low, high, found.df)
+        t, p, low, high = _few.t_test(base.estimate, found.std_error, found.df)
+        cr2 = Estimate(base.estimate, found.std_error, t, p, low, high, found.df)
     judged = replace(_estimate(plain.estimate, plain.std_error, wild), df=plain.df)
     how = "all patterns" if wild.enumerated else f"{wild.draws:,} draws"
     return Inference(
@@ -107,10 +117,15 @@ def judge(
     )
 
 
-def _error(of: Any, clusters: np.ndarray) -> float:
-    from lmd3.analysis.slope import cluster_variance
-
-    return float(np.sqrt(cluster_variance(of, clusters)))
+def sandwich(of: Slope, clusters: np.ndarray | None) -> Estimate:
+    """The plain test: HC3 or HC0, or the cluster sandwich; t for least squares, the normal for a logit."""
+    variance = heteroskedastic_variance(of) if clusters is None else cluster_variance(of, clusters)
+    error = float(np.sqrt(variance))
+    df: float | None = None
+    if not of.data.binary:
+        df = float(len(of.x) - of.parameters if clusters is None else int(clusters.max()))
+    t, p, low, high = _few.t_test(of.estimate, error, np.inf if df is None else df)
+    return Estimate(of.estimate, error, t, p, low, high, df)
 
 
 def _estimate(estimate: float, error: float, wild: _few.Wild) -> Estimate:

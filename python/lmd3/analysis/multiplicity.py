@@ -4,24 +4,24 @@ One specification is declared primary. The family is every kernel × bandwidth �
 headline's controls and form. Its p-values are adjusted by the maximum of |t|: under cluster sign flips where
 there are clusters; else by Freedman and Lane's (1983) shuffles of the restricted residuals, the same shuffle
 for all specifications, within groups; rows flip signs where the outcome is binary or there are more than
-20,000 rows. Benjamini and Yekutieli's false-discovery rate stands beside.
+5,000 rows. Benjamini and Yekutieli's false-discovery rate stands beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from statsmodels.stats.multitest import multipletests
 
 from lmd3.analysis.few_clusters import restricted, score_statistics
 from lmd3.analysis.ladder import orders_of
-from lmd3.analysis.slope import Data, within
+from lmd3.analysis.slope import Data, least_squares, within
 
 DRAWS = 1_999
-#: More rows than this flip signs instead of being shuffled.
-MOST_SHUFFLED = 20_000
+#: More rows than this flip signs instead of being shuffled (the same to first order, and faster).
+MOST_SHUFFLED = 5_000
 _BATCH = 4_000_000
 
 
@@ -44,36 +44,47 @@ class Family:
 
 def max_t(
     data: Data,
-    designs: Sequence[np.ndarray],
+    base: np.ndarray,
+    predictors: np.ndarray,
     clusters: np.ndarray | None,
     groups: np.ndarray | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Family:
-    """Adjusts the slopes of the last columns of several designs (n, k) over the same rows.
+    """Adjusts the slopes of several predictors, each beside the same controls.
 
     Args:
         data: the rows.
-        designs: one per specification.
+        base: (n, k) controls.
+        predictors: (n, m) one per specification.
         clusters: (n,) codes of clusters, or None.
-        groups: (n,) codes; shuffles stay inside.
+        groups: (n,) codes; shuffles stay inside (by default inside the effects).
         draws: of signs or shuffles.
         seed: of the draws.
 
     Raises:
         WorkError: a logit that does not converge.
     """
-    parts = [restricted(data, x) for x in designs]
+    efficient, rest, weights = restricted(data, np.column_stack([base, predictors[:, :1]]))
+    root = np.sqrt(weights)
+    # Held at 0, the slopes of all specifications leave one and the same fit.
+    inner = [efficient]
+    inner += [
+        least_squares(predictors[:, j], base, data.codes, weights)["rest"]
+        for j in range(1, predictors.shape[1])
+    ]
+    x = np.column_stack(inner)
     if clusters is None and not data.binary and len(data.y) <= MOST_SHUFFLED:
-        statistic, largest = _freedman_lane(data, designs, parts, groups, draws, seed)
+        basis = np.linalg.qr(root[:, None] * within(base, data.codes, weights))[0]
+        statistic, largest = _freedman_lane(data, basis, root[:, None] * x, root, rest, groups, draws, seed)
         method = "Freedman-Lane"
     else:
         method = "row sign flips" if clusters is None else "cluster sign flips"
-        scores = [weights * x * rest for x, rest, weights in parts]
+        scores = (x * (weights * rest)[:, None]).T
         if clusters is not None:
-            scores = [np.bincount(clusters, s) for s in scores]
-        statistic, largest = _sign_flips(np.array(scores), draws, seed)
-    beyond = (largest[None, :] >= np.abs(statistic)[:, None] * (1 - 1e-9)).sum(axis=1)
+            scores = np.array([np.bincount(clusters, s) for s in scores])
+        statistic, largest = _sign_flips(scores, draws, seed)
+    beyond = (largest[None, :] >= np.abs(statistic)[:, None] * (1 - 1e-6)).sum(axis=1)
     return Family(statistic, (1 + beyond) / (1 + draws), method, draws)
 
 
@@ -98,38 +109,37 @@ def _sign_flips(scores: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, 
 
 def _freedman_lane(
     data: Data,
-    designs: Sequence[np.ndarray],
-    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    basis: np.ndarray,
+    x: np.ndarray,
+    root: np.ndarray,
+    rest: np.ndarray,
     groups: np.ndarray | None,
     draws: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    root = np.sqrt(parts[0][2])
-    inside = groups if groups is not None else data.effects
-    bases, predictors, rests = [], [], []
-    n = len(root)
-    for x, (efficient, rest, weights) in zip(designs, parts, strict=True):
-        basis = np.linalg.qr(root[:, None] * within(x[:, :-1], data.codes, weights))[0]
-        bases.append(basis)
-        predictors.append(root * efficient / np.linalg.norm(root * efficient))
-        rests.append(root * rest)
+    """(t of each (m,), largest |t| of each draw): shuffled restricted residuals, refitted."""
+    n, inside = len(rest), groups if groups is not None else data.effects
     totals = np.bincount(data.codes, root**2)
+    levels = sparse.csr_matrix((root, (data.codes, np.arange(n))), shape=(len(totals), n))
+    x = x / np.linalg.norm(x, axis=0)
+    df = n - basis.shape[1] - len(totals) - 1
+    scaled = root * rest
 
-    def statistics(order: np.ndarray) -> np.ndarray:
-        found = np.empty(len(designs))
-        for s, (basis, x, rest) in enumerate(zip(bases, predictors, rests, strict=True)):
-            e = rest[order]
-            # What the controls and effects take of the shuffled residuals.
-            level = np.bincount(data.codes, root * e)
-            left = float(e @ e) - float(((basis.T @ e) ** 2).sum()) - float((level**2 / totals).sum())
-            score = float(x @ e)
-            df = n - basis.shape[1] - len(totals) - 1
-            found[s] = score / np.sqrt(max(left - score**2, 1e-300) / df)
-        return found
+    def statistics(shuffled: np.ndarray) -> np.ndarray:
+        """(n, B) residuals → (m, B) t."""
+        score = x.T @ shuffled
+        # What the controls and effects take of the shuffled residuals.
+        left = (shuffled**2).sum(axis=0) - ((basis.T @ shuffled) ** 2).sum(axis=0)
+        left -= ((levels @ shuffled) ** 2 / totals[:, None]).sum(axis=0)
+        return np.asarray(score / np.sqrt(np.maximum(left - score**2, 1e-300) / df))
 
-    statistic = statistics(np.arange(n))
-    largest = np.array([np.abs(statistics(order)).max() for order in orders_of(n, inside, draws, seed)])
-    return statistic, largest
+    largest = np.empty(draws)
+    orders = orders_of(n, inside, draws, seed)
+    size = max(1, min(64, _BATCH // n))
+    for start in range(0, draws, size):
+        batch = np.column_stack([scaled[next(orders)] for _ in range(min(size, draws - start))])
+        largest[start : start + batch.shape[1]] = np.abs(statistics(batch)).max(axis=0)
+    return statistics(scaled[:, None])[:, 0], largest
 
 
 def by_fdr(p: np.ndarray) -> np.ndarray:
