@@ -36,6 +36,10 @@ bench: build $(VENV)/.bench  ## the benchmarks
 claims: $(VENV)/.neural build  ## the paper's three claims on small models, into docs/claims.md; LMD3_DATA names the data
 	nice $(BIN)/python -m lmd3.experiments.claims
 
+.PHONY: calibrate
+calibrate: build  ## docs/calibration.md: error rates, coverage and power of the tests (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m lmd3.analysis.simulate -o docs/calibration.md
+
 .PHONY: wheel
 wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later
 	rm -rf dist

@@ -280,6 +280,23 @@ def wild_score(
     )
 
 
+def p_value_at(
+    data: Data,
+    x: np.ndarray,
+    of: Slope,
+    clusters: np.ndarray,
+    value: float,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> float:
+    """The bootstrap's p-value of the hypothesis that the slope of the last column is `value`."""
+    if not data.binary:
+        return Restricted(of, clusters, draws, seed).p_value(value)
+    g = int(clusters.max()) + 1
+    v, enumerated = multipliers(g, draws, seed, g <= WEBB_CLUSTERS)
+    return _p_value(*score_statistics(restricted_scores(data, x, clusters, value), v), enumerated)
+
+
 def restricted_scores(data: Data, x: np.ndarray, clusters: np.ndarray, value: float = 0.0) -> np.ndarray:
     """(G,) sums per cluster of the efficient scores of the last column's slope, held at `value`."""
     efficient, rest, weights = restricted(data, x, value)

@@ -110,7 +110,10 @@ def read_predictors(
         parts = {name: getattr(density, name) for name in ("density", "queries", "neighbors")}
         parts["run"] = density.run
     else:
-        return _plain(tables.as_frame(density), predictor, bandwidth, id, file)
+        frame = tables.as_frame(density)
+        if not {"id", "kernel", "bandwidth", "log_density"} <= set(frame.columns):
+            return _plain(frame, predictor, bandwidth, id, file)
+        parts = {"density": frame, "queries": None, "neighbors": None, "run": {}}
     return _of_density(parts, predictor, bandwidth, file)
 
 

@@ -69,6 +69,7 @@ def ladder(
     binary: bool,
     effects: np.ndarray | None = None,
     clusters: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     shuffles: int = SHUFFLES,
     seed: int = 0,
@@ -81,6 +82,7 @@ def ladder(
         binary: logit (McFadden's R²) or least squares (R²).
         effects: codes of the groups that have an effect each, in every step, or None.
         clusters: codes of the clusters, or None.
+        groups: codes inside which rows are shuffled (the effects where there are any), or None.
         weights: (n,) of the rows, trials counted in, or None.
         shuffles: draws of the shuffle null, at least 1.
         seed: of shuffles and folds.
@@ -90,7 +92,7 @@ def ladder(
         `summary.json`: how rows were shuffled and left out, and per step the shuffles' mean gain and p-value.
     """
     y = frame["value"].to_numpy(dtype=np.float64)
-    groups = effects if effects is not None else shuffle_groups(clusters)
+    groups = effects if effects is not None else groups
     fitter = fitter_of(y, effects, binary, weights)
     folds, left_out = _folds(len(y), effects, clusters, binary, seed)
     # Rows left out inside groups are judged as rows; whole groups as groups.

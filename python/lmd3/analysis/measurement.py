@@ -1,8 +1,8 @@
 """Error in the log densities themselves: how reliable they are, and what the slope would be without it.
 
 Approximate densities carry a standard error σ. The *partial* reliability is λ = 1 − mean σ² / Var(log f |
-controls, groups): it decides by how much the slope is too small. Least squares are corrected by the corrected
-normal equations (Fuller 1987), a logit by regression calibration (Carroll et al. 2006, ch. 4); SIMEX (Cook
+controls, groups): it decides by how much the slope is too small. Regression calibration (Carroll et al. 2006,
+ch. 4; for least squares the corrected normal equations of Fuller 1987) divides by it; SIMEX (Cook
 and Stefanski 1994; variance: Stefanski and Cook 1995) stands beside. Weights of 1/σ² would not help: they are
 for errors in the outcome.
 """
@@ -22,6 +22,7 @@ from lmd3.analysis.slope import (
     cluster_variance,
     counted_parameters,
     heteroskedastic_variance,
+    least_squares,
     slope,
 )
 
@@ -46,11 +47,25 @@ class Corrected:
         return {n: getattr(self, n) for n in ("estimate", "std_error", "ci_low", "ci_high")}
 
 
-def reliability(of: Slope, errors: np.ndarray) -> float:
-    """Partial reliability of the predictor whose standard errors (n,) are on the predictor's scale."""
-    total = float(of.weights.sum())
-    spread = of.information / total
-    return 1.0 - float(of.weights @ errors**2) / total / spread
+def _left(of: Slope, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(what controls and groups leave of the predictor, weights of the rows), by least squares."""
+    weights = np.ones(len(of.x)) if of.data.weights is None else of.data.weights
+    if not of.data.binary:
+        return of.x, weights
+    rest: np.ndarray = least_squares(x[:, -1], x[:, :-1], of.codes, weights)["rest"]
+    return rest, weights
+
+
+def reliability(of: Slope, x: np.ndarray, errors: np.ndarray) -> float:
+    """Partial reliability of the predictor, the last column of the design x (n, k).
+
+    Args:
+        of: its slope.
+        x: the design.
+        errors: (n,) standard errors of the predictor, on its scale.
+    """
+    left, weights = _left(of, x)
+    return 1.0 - float(weights @ errors**2) / float(weights @ left**2)
 
 
 def _interval(estimate: float, error: float, df: float) -> Corrected:
@@ -58,22 +73,29 @@ def _interval(estimate: float, error: float, df: float) -> Corrected:
     return Corrected(estimate, error, estimate - half, estimate + half)
 
 
-def calibrated(of: Slope, errors: np.ndarray, clusters: np.ndarray | None) -> Corrected:
-    """The slope corrected for error in the predictor.
+def calibrated(of: Slope, x: np.ndarray, errors: np.ndarray, clusters: np.ndarray | None) -> Corrected:
+    """The slope corrected for error in the predictor: slope / λ.
 
     Its standard error is a sandwich that counts the doubt of λ as well (errors of the densities are taken as
     known).
+
+    Args:
+        of: the slope.
+        x: its design.
+        errors: (n,) standard errors of the predictor.
+        clusters: codes, or None.
     """
-    noise = of.weights * errors**2
-    left = of.information - float(noise.sum())
-    estimate = of.estimate * of.information / left
-    rest = of.rest + of.estimate * of.x  # residuals with the slope held at 0
-    influence = (of.weights * of.x * rest - estimate * (of.weights * of.x**2 - noise)) / left
+    left, weights = _left(of, x)
+    total, noise = float(weights @ left**2), float(weights @ errors**2)
+    value = 1.0 - noise / total
+    # λ = 1 − S/V, so dλ = (S·dV/V − dS)/V.
+    doubt = weights * (noise / total * left**2 - errors**2) / total
+    estimate = of.estimate / value
+    influence = of.influence / value - estimate / value * doubt
     n = len(influence)
     if clusters is None:
-        return _interval(
-            estimate, float(np.sqrt((influence**2).sum() * n / (n - of.parameters))), n - of.parameters
-        )
+        error = float(np.sqrt((influence**2).sum() * n / (n - of.parameters)))
+        return _interval(estimate, error, n - of.parameters)
     sums = np.bincount(clusters, influence)
     g = len(sums)
     factor = g / (g - 1) * (n - 1) / (n - counted_parameters(of, clusters))

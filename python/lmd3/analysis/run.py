@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from lmd3.analysis import support as _support
 from lmd3.analysis import words as _words
 from lmd3.analysis.inference import Inference, judge
 from lmd3.analysis.sample import Sample, independent_controls, usable
-from lmd3.analysis.slope import Data
+from lmd3.analysis.slope import Data, slope
 from lmd3.analysis.study import Study
 from lmd3.errors import Lmd3Error, ParameterError, WorkError
 
@@ -57,6 +58,7 @@ class Options:
     corpus: Any = None
     graph: _adjustment.Graph | None = None
     wanted: str | Sequence[str] = "default"
+    random: pd.DataFrame | None = None
 
 
 class _Work:
@@ -197,15 +199,14 @@ def analyse(
         min(options.draws, _many.DRAWS),
         options.seed,
     )
-    # Shuffles stay inside groups, or inside clusters that are no mere neighbourhoods.
-    groups = sample.effects(rows) if sample.within is not None else None
-    if groups is None and clusters is not None:
-        groups = _ladder.shuffle_groups(clusters)
+    groups = _shuffled_within(work)
     work.tables["shuffles"], shuffled = _evidence.shuffled_slopes(
         headline.slope, headline.x, groups, options.shuffles, options.seed
     )
     facts["negative_controls"] = {"shuffle": shuffled}
-    labels = sample.within if sample.within is not None else drawable(sample.cluster)
+    _random_slopes(work, facts["negative_controls"])
+    named = sample.cluster_source == "column"
+    labels = sample.within if sample.within is not None else drawable(sample.cluster) if named else None
     facts |= _by_group(work, labels)
     facts |= _measured(work, clusters)
     facts |= _parts_of_corpus(work, clusters)
@@ -224,7 +225,7 @@ def analyse(
         work.absent["smooth"] = f"the spline could not be fitted: {error}"
     results = {name: fitted.results for name, fitted in work.fits.items()}
     results |= _other_models(work, labels)
-    _contrasted(work, inference, clusters)
+    facts |= _contrasted(work, clusters, files)
     if sample.vectors is not None:
         vectors = sample.vectors[rows]
         weights = np.sqrt(headline.slope.weights)
@@ -232,6 +233,9 @@ def analyse(
         facts["moran"] = None if moran is None else asdict(moran)
     else:
         work.absent["moran"] = "the queries' vectors are not known"
+    if "headline_hc" in work.fits:
+        plain = work.fits["headline_hc"]
+        facts["independent"] = plain[s.column].to_dict() | {"covariance": plain.covariance}
     facts["clusters"] = {
         "source": sample.cluster_source,
         "column": sample.cluster_name,
@@ -410,6 +414,14 @@ def _beside(work: _Work, s: _join.Specification, fitted: _regression.Fit, infere
             )
 
 
+def _shuffled_within(work: _Work) -> np.ndarray | None:
+    """Codes inside which rows are shuffled: groups, or named clusters of five rows and more."""
+    sample, at = work.sample, work.rows(work.is_within)
+    if sample.within is not None:
+        return sample.effects(at)
+    return _ladder.shuffle_groups(sample.codes(at)) if sample.cluster_source == "column" else None
+
+
 def _climb(work: _Work) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The ladder and Shapley's split."""
     sample, s = work.sample, work.sample.specifications[0]
@@ -423,6 +435,7 @@ def _climb(work: _Work) -> tuple[pd.DataFrame, dict[str, Any]]:
         binary=sample.binary,
         effects=effects,
         clusters=sample.codes(at),
+        groups=_shuffled_within(work),
         weights=weights,
         shuffles=work.options.shuffles,
         seed=work.options.seed,
@@ -440,6 +453,39 @@ def _climb(work: _Work) -> tuple[pd.DataFrame, dict[str, Any]]:
     split["terms"] = [_terms_in_words(t, s, None) for t in split["terms"]]
     work.tables["shapley"] = split
     return table, facts
+
+
+def _random_slopes(work: _Work, facts: dict[str, Any]) -> None:
+    """Slopes of densities among vectors that mean nothing, in the headline model."""
+    given, sample, headline = work.options.random, work.sample, work.fits["headline"]
+    if given is None:
+        work.absent["random_embedding"] = "not asked for (lmd3 study --negative-control)"
+        return
+    at = work.rows(work.is_within)
+    ids, clusters = sample.raw["id"][at], sample.codes(at)
+    rows: list[tuple[str, int, float, float]] = []
+    for _, part in given.groupby("draw", sort=True):
+        values = part.assign(id=part["id"].astype(str)).set_index("id")["log_density"].reindex(ids).to_numpy()
+        known = np.isfinite(values)
+        if known.sum() < headline.x.shape[1] + 20 or not values[known].std() > 0:
+            continue
+        x = (values[known] - values[known].mean()) / values[known].std(ddof=1)
+        data = headline.slope.data.take(known)
+        try:
+            of = slope(data, np.column_stack([headline.x[known][:, :-1], x]))
+        except (WorkError, np.linalg.LinAlgError):
+            continue
+        codes = None if clusters is None else np.unique(clusters[known], return_inverse=True)[1]
+        found = _evidence.test(of, codes)
+        rows.append(("random embedding", len(rows), found["estimate"], found["statistic"]))
+    if len(rows) < 2:
+        work.absent["random_embedding"] = "too few queries with random vectors"
+        return
+    table = pd.DataFrame(rows, columns=list(work.tables["shuffles"].columns))
+    work.tables["shuffles"] = pd.concat([work.tables["shuffles"], table], ignore_index=True)
+    facts["random_embedding"] = _evidence.negative_control(
+        table["estimate"].to_numpy(), table["statistic"].to_numpy(), headline.slope.estimate, None
+    )
 
 
 def _by_group(work: _Work, labels: pd.Series[Any] | None) -> dict[str, Any]:
@@ -472,7 +518,7 @@ def _measured(work: _Work, clusters: np.ndarray | None) -> dict[str, Any]:
     if not np.isfinite(errors).all():
         work.absent["measurement"] = "some queries have no standard error"
         return {}
-    value = _measurement.reliability(headline.slope, errors)
+    value = _measurement.reliability(headline.slope, headline.x, errors)
     found: dict[str, Any] = {
         "reliability": value,
         "marginal_reliability": 1.0 - float((errors**2).mean()),
@@ -481,7 +527,9 @@ def _measured(work: _Work, clusters: np.ndarray | None) -> dict[str, Any]:
         "advice": _measurement.advice(value),
     }
     if not found["exact"] and value > 0:
-        found["regression_calibration"] = _measurement.calibrated(headline.slope, errors, clusters).to_dict()
+        found["regression_calibration"] = _measurement.calibrated(
+            headline.slope, headline.x, errors, clusters
+        ).to_dict()
         count = 50 if len(errors) <= _MANY else 8
         try:
             corrected, table = _measurement.simex(
@@ -625,7 +673,7 @@ def _other_models(work: _Work, labels: pd.Series[Any] | None) -> dict[str, Any]:
     return results
 
 
-def _contrasted(work: _Work, inference: Inference, clusters: np.ndarray | None) -> None:
+def _contrasted(work: _Work, clusters: np.ndarray | None, files: Mapping[str, str | None]) -> dict[str, Any]:
     """Contrasts with another model's outcomes, and with density under a reference corpus."""
     sample, options = work.sample, work.options
     headline = work.fits["headline"]
@@ -639,7 +687,10 @@ def _contrasted(work: _Work, inference: Inference, clusters: np.ndarray | None) 
                 "too few queries have both outcomes", remedy="give outcomes on the same queries"
             )
         name = str(options.contrast["outcome"][0].as_py())
-        names = (sample.outcome, name if name != sample.outcome else f"{name} (other)")
+        names = (sample.outcome, name)
+        if name == sample.outcome:
+            stems = [Path(files.get(side) or side).stem for side in ("outcomes", "contrast")]
+            names = (stems[0], stems[1]) if stems[0] != stems[1] else (name, f"{name} (other)")
         kept = at[work.rows(work.is_within)]
         x = headline.x[kept]
         first = headline.slope.data.take(kept)
@@ -667,8 +718,6 @@ def _contrasted(work: _Work, inference: Inference, clusters: np.ndarray | None) 
         at = work.rows(work.is_within)
         x = headline.x.copy()
         x[:, -1] = (values[at] - values.mean()) / values.std(ddof=1)
-        from lmd3.analysis.slope import slope
-
         sides = {"density less reference": headline.slope, "density alone": slope(headline.slope.data, x)}
         for side, of in sides.items():
             row = {
@@ -688,9 +737,12 @@ def _contrasted(work: _Work, inference: Inference, clusters: np.ndarray | None) 
                 "(--within)."
             )
     if found:
-        work.tables["contrasts"] = pd.concat(found, ignore_index=True)
-    else:
-        work.absent["contrasts"] = "no other model (--contrast) and no reference corpus (--reference) given"
+        table = pd.concat(found, ignore_index=True)
+        work.tables["contrasts"] = table
+        differences = table[table["side"].str.contains(" − ")]
+        return {"contrast": differences.iloc[0].to_dict()} if len(differences) else {}
+    work.absent["contrasts"] = "no other model (--contrast) and no reference corpus (--reference) given"
+    return {}
 
 
 def _terms_in_words(terms: str, s: _join.Specification, groups: pd.Series[Any] | None) -> str:
@@ -707,7 +759,7 @@ def _facts(
     clusters: np.ndarray | None,
 ) -> dict[str, Any]:
     sample, s = work.sample, work.sample.specifications[0]
-    headline, slope = work.fits["headline"], inference.estimate
+    headline, judged = work.fits["headline"], inference.estimate
     scales = {(s.predictor if c == s.column else c): scale for c, scale in sample.scales.items()}
     marginal: dict[str, Any] = {"average_marginal_effect": None}
     if sample.binary:
@@ -731,17 +783,17 @@ def _facts(
             "clusters": headline.clusters,
             "effective_clusters": inference.effective_clusters,
             "inference": inference.label,
-            "df": slope.df,
+            "df": judged.df,
             "n": headline.n,
             "weighted": sample.weights is not None,
             "sd": sample.scales[s.column]["sd"],
-            **slope.to_dict(),
-            "odds_ratio": math.exp(min(slope.estimate, 700.0)) if sample.binary else None,
+            **judged.to_dict(),
+            "odds_ratio": math.exp(min(judged.estimate, 700.0)) if sample.binary else None,
             **marginal,
             "r_squared": headline.r_squared,
             "tjur_r_squared": _evidence.tjur(headline.slope) if sample.binary else None,
-            "smallest_detectable_effect": slope.smallest_detectable,
-            "equivalence_bound": slope.equivalence_bound,
+            "smallest_detectable_effect": judged.smallest_detectable,
+            "equivalence_bound": judged.equivalence_bound,
         },
         "inference": inference.to_dict(),
         "bandwidths": bandwidths,

@@ -147,6 +147,7 @@ def regress(
     queries: Any = None,
     corpus: Any = None,
     adjust: str | Path | None = None,
+    random_controls: Any = None,
     seed: int = 0,
     id: str | None = None,
     files: Mapping[str, str] | None = None,
@@ -182,6 +183,8 @@ def regress(
             named, near queries are clusters (k-means, √n of them); Moran's I of the residuals.
         corpus: (m, d) vectors of training rows drawn at random: the distance of queries and corpus.
         adjust: file of a causal graph or adjustment set (`lmd3.analysis.adjustment`).
+        random_controls: a table (id, draw, log_density) of densities among vectors that mean nothing
+            (`lmd3.density.held_out.random_densities`): their slopes stand beside.
         seed: of shuffles, draws, folds and k-means.
         id: id column of a plain predictor table.
         files: names for messages and `run.json` (`outcomes`, `density`, `covariates`) of tables given as
@@ -241,6 +244,7 @@ def regress(
         corpus,
         graph,
         controls,
+        None if random_controls is None else tables.as_frame(random_controls),
     )
     study = analyse(sample, predictors, options, origins)
     study.run["created"] = datetime.now(UTC).isoformat(timespec="seconds")

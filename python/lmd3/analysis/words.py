@@ -262,11 +262,10 @@ def cautions(facts: Mapping[str, Any]) -> list[str]:
             "The errors take queries to be independent; if they come in tasks or topics, name the column "
             "(--cluster)."
         )
-    elif of["clusters"] < FEW_CLUSTERS:
-        out.append(
-            f"There are only {of['clusters']} clusters; with fewer than {FEW_CLUSTERS}, clustered errors "
-            "tend to be too small."
-        )
+    if facts.get("independent") and facts["clusters"]["source"] == "kmeans":
+        out.append(_near(facts))
+    if facts.get("inference", {}).get("few"):
+        out.append(_few(facts))
     correlation = facts["bandwidths"][0]["correlation"].get("typicality")
     if correlation is not None and abs(correlation) > 0.9:
         out.append(
@@ -290,6 +289,107 @@ def cautions(facts: Mapping[str, Any]) -> list[str]:
         out.append(f"{rows:,} queries have no {name(control)} and were left out.")
     for column, rows in counts.get("floored", {}).items():
         out.append(f"{rows:,} values of {column} were set to the floor.")
+    return out
+
+
+def _few(facts: Mapping[str, Any]) -> str:
+    """What decides where clusters are few, and what stands beside."""
+    of, found = facts["primary"], facts["inference"]
+    text = (
+        f"The {of['clusters']} clusters count as {number(found['effective_clusters'], 2)} of equal weight "
+        f"(fewer than {FEW_CLUSTERS}), so p-value and interval are those of a {of['inference']}; the plain "
+        f"clustered errors would say {p_value(found['sandwich']['p_value'])}"
+    )
+    if found["cr2"] is not None and facts["kind"] == "continuous":
+        text += f", CR2 with Satterthwaite’s df {p_value(found['cr2']['p_value'])}"
+    check = found["linear_probability"]
+    if check is not None:
+        agree = (check["p_value"] < 0.05) == (of["p_value"] < 0.05)
+        text += (
+            f"; a linear-probability model with a restricted bootstrap "
+            f"{'agrees' if agree else 'does not agree'} ({p_value(check['p_value'])})"
+        )
+    return text + "."
+
+
+def _near(facts: Mapping[str, Any]) -> str:
+    """That clusters are near queries, and what errors of independent queries would say."""
+    of, other = facts["primary"], facts["independent"]
+    return (
+        f"No group is named, so near queries (k-means, {of['clusters']} clusters) are taken together; errors "
+        f"that take queries as independent ({other['covariance']}) would say {p_value(other['p_value'])}."
+    )
+
+
+def findings(facts: Mapping[str, Any]) -> list[str]:
+    """What the tables beside the headline say, as far as they were made."""
+    of, out = facts["primary"], []
+    what = name(of["predictor"])
+    many = facts.get("multiplicity")
+    if many and many["looks"] > 1:
+        out.append(
+            f"Of {many['specifications']} specifications {100 * many['share_of_same_sign']:.0f} % have the "
+            f"sign of the primary one, {100 * many['share_below_05']:.0f} % are below .05; allowing for all "
+            f"{many['looks']} looks (max-T by {many['method']}, {many['draws']:,} draws) the primary one has "
+            f"{p_value(many['p_max_t'])}."
+        )
+    shuffle = facts.get("negative_controls", {}).get("shuffle")
+    if shuffle:
+        out.append(
+            f"Shuffled {what} ({shuffle['draws']} times, within groups where there are any) gives slopes "
+            f"from {signed(shuffle['low'])} to {signed(shuffle['high'])} (95 % of them)."
+        )
+    noise = facts.get("negative_controls", {}).get("random_embedding")
+    if noise:
+        out.append(
+            f"Densities among vectors that mean nothing ({noise['draws']} draws) give slopes from "
+            f"{signed(noise['low'])} to {signed(noise['high'])}."
+        )
+    other = facts.get("contrast")
+    if other:
+        unit = "log odds" if other["scale"] == "log odds" else other["scale"]
+        out.append(
+            f"Slope of {other['side']}: {signed(other['estimate'])} {unit} per standard deviation "
+            f"({_range(other)}, {p_value(other['p_value'])}), {other['covariance']}."
+        )
+    apart = facts.get("heterogeneity")
+    if apart and apart.get("groups", 0) > 1:
+        out.append(
+            f"Between {apart['groups']} groups slopes differ by a standard deviation of "
+            f"{number(apart['tau'])} (I² {100 * apart['i_squared']:.0f} %, {p_value(apart['p_value'])}); "
+            f"their mean is {signed(apart['mean'])} ({_range(apart)})."
+        )
+    measured = facts.get("measurement")
+    if measured and not measured["exact"]:
+        fixed = measured.get("regression_calibration")
+        text = f"Partial reliability of {what}: {number(measured['reliability'])}"
+        if fixed and measured["reliability"] < 0.98:
+            text += f"; corrected for it the slope is {signed(fixed['estimate'])} ({_range(fixed)})"
+        out.append(f"{text}: {measured['advice']}.")
+    parts = facts.get("subsets")
+    if parts and parts.get("first"):
+        first = parts["first"]
+        sure = "is sure" if first["p_by"] < 0.05 else "is not sure"
+        out.append(
+            f"Of the corpus’s groups the outcome goes most with what “{first['subset']}” adds to the density "
+            f"({signed(first['estimate'])} per standard deviation); allowing for all groups this {sure} "
+            f"({p_value(first['p_by'])})."
+        )
+    held = facts.get("support")
+    if held:
+        out.append(
+            f"{held['unsupported']:,} queries lie outside the training data’s support (sparser than "
+            f"training rows, at a false-discovery rate of {100 * held['alpha']:.0f} %)."
+        )
+    moran = facts.get("moran")
+    if moran and moran["p_value"] < 0.05:
+        out.append(
+            f"Residuals of near queries are alike (Moran’s I {number(moran['value'])}, "
+            f"{p_value(moran['p_value'])}): errors that take queries as independent are too small."
+        )
+    bent = facts.get("curvature")
+    if bent and bent["p_curvature"] < 0.01:
+        out.append(f"The effect of {what} is not a straight line ({p_value(bent['p_curvature'])}).")
     return out
 
 
@@ -334,6 +434,9 @@ def page(facts: Mapping[str, Any], coefficients: pd.DataFrame, ladder: pd.DataFr
             shown_cells = [signed(c["estimate"]) if c else "unknown" for c in cells]
             shown_cells.append(number(b["correlation"].get("typicality")))
             lines.append(f"  {setting(b):<{wide}}  " + " | ".join(f"{c:>7}" for c in shown_cells))
+    beside = findings(facts)
+    if beside:
+        lines += ["", "Beside"] + [f"  * {text}" for text in beside]
     if facts["notices"]:
         lines += ["", "Mind"] + [f"  * {note}" for note in facts["notices"]]
     return "\n".join(lines)

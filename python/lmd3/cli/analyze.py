@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmd3.cli import _common
+
+if TYPE_CHECKING:
+    from lmd3.store import Store
 
 #: Files of a study folder that are never overwritten without `--force`.
 _RESULTS = ("summary.json", "coefficients.parquet", "ladder.parquet")
@@ -64,23 +67,77 @@ def analyze(
         typer.Option("--floor", help="Log density to put where it is lower (−inf); refused without."),
     ] = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=200, help="Draws of the shuffle null.")] = 200,
+    draws: Annotated[
+        int,
+        typer.Option("--draws", min=199, help="Draws of the wild bootstraps (few clusters) and of max-T."),
+    ] = 9_999,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="NAME",
+            help="Fit too: mixed, mixed_slopes, conditional_logit, gee, quantile, gam; repeatable.",
+        ),
+    ] = None,
+    contrast: Annotated[
+        Path | None,
+        typer.Option(
+            "--contrast", metavar="FILE", help="Another model's outcomes on the same queries: the difference."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="DENSITY",
+            help="Densities under a corpus the model never saw, at the same bandwidths: taken off.",
+        ),
+    ] = None,
+    support: Annotated[
+        Path | None,
+        typer.Option(
+            "--support",
+            metavar="DENSITY",
+            help="Densities of training rows with themselves left out: flags unsupported queries.",
+        ),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            metavar="ROWS",
+            help="Vectors of the queries: clusters of near queries where none are named, Moran's I [default: "
+            "where the density run says they are].",
+        ),
+    ] = None,
+    adjust: Annotated[
+        Path | None,
+        typer.Option(
+            "--adjust",
+            metavar="FILE",
+            help="A causal graph (lines `a -> b`) or a list of controls: mediators and colliders are named.",
+        ),
+    ] = None,
     force: _common.ForceOption = False,
     seed: _common.SeedOption = 0,
 ) -> None:
     """Relate performance to density: slopes per standard deviation, the ladder, the answer in words.
 
-    Continuous outcomes are fitted by least squares (HC3 or clustered errors), binary ones by a logit.
+    Continuous outcomes are fitted by least squares (HC3 or clustered errors), binary ones by a logit. With
+    fewer than 40 effective clusters a wild bootstrap decides. All that is found is in the folder's tables.
 
     \b
     Examples:
       lmd3 analyze density results.jsonl -o study --outcome-id doc_id --outcome-value correct
       lmd3 analyze density loss.parquet -o study --covariates covariates.parquet --within group
       lmd3 analyze table.csv table.csv -o study --predictor max_cosine --outcome-value correct --cluster task
+      lmd3 analyze density tuned.jsonl -o study --outcome-value correct --contrast base.jsonl
     """
     folder = _common.prepare_output(out, force, results=_RESULTS)
     _common.existing(density)
-    if covariates is not None:
-        _common.existing(covariates)
+    for path in (covariates, contrast, reference, support, queries, adjust):
+        if path is not None:
+            _common.existing(path)
 
     from lmd3.analysis import regress
 
@@ -96,10 +153,39 @@ def analyze(
         outcome_name=outcome,
         floor=floor,
         shuffles=shuffles,
+        draws=draws,
+        models=models or (),
+        contrast=None
+        if contrast is None
+        else _common.read_outcomes(str(contrast), id=outcome_id, value=outcome_value, outcome=None),
+        reference=reference,
+        support=support,
+        queries=_vectors(queries, density),
+        adjust=adjust,
         seed=seed,
         id=id,
-        files={"outcomes": str(outcomes)},
+        files={"outcomes": str(outcomes)} | ({} if contrast is None else {"contrast": str(contrast)}),
     )
     study.run["arguments"] = list(_common.manners.arguments)
     study.save(folder)
     _common.emit({**study.facts, "out": str(folder)}, text=f"{study.summary()}\n\nWritten to {folder}")
+
+
+def _vectors(given: Path | None, density: Path) -> Store | None:
+    """The rows named, else those that the density run names and that are still what they were."""
+    from lmd3.errors import Lmd3Error
+    from lmd3.results import read_json
+    from lmd3.store import open_store
+
+    if given is not None:
+        return open_store(given)
+    if not (density / "run.json").is_file():
+        return None
+    try:
+        of = read_json(density / "run.json").get("queries") or {}
+        if not of.get("path") or not Path(of["path"]).exists():
+            return None
+        store = open_store(of["path"])
+        return store if store.fingerprint == of.get("fingerprint") else None
+    except (Lmd3Error, OSError, AttributeError):
+        return None

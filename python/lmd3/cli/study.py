@@ -174,6 +174,30 @@ def study(
         float | None, typer.Option("--floor", help="Log density to put where it is lower.")
     ] = None,
     shuffles: Annotated[int, typer.Option("--shuffles", min=200, help="Draws of the shuffle null.")] = 200,
+    draws: Annotated[
+        int, typer.Option("--draws", min=199, help="Draws of wild bootstraps (few clusters) and max-T.")
+    ] = 9_999,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="NAME", help="Fit too: mixed, gee, gam …; repeatable."),
+    ] = None,
+    contrast: Annotated[
+        Path | None,
+        typer.Option("--contrast", metavar="FILE", help="Another model's outcomes: the difference."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="ROWS", help="A corpus that the model never saw.")
+    ] = None,
+    adjust: Annotated[
+        Path | None, typer.Option("--adjust", metavar="FILE", help="A causal graph or a list of controls.")
+    ] = None,
+    negative_control: Annotated[
+        bool,
+        typer.Option(
+            "--negative-control",
+            help="The slope again with vectors that mean nothing, 20 times (at most 100,000 rows).",
+        ),
+    ] = False,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
@@ -195,12 +219,15 @@ def study(
     import lmd3
     from lmd3.bandwidth import DEFAULT_RULES
     from lmd3.cli.density import METHODS, PRECISIONS
+    from lmd3.density import KernelDensity
+    from lmd3.density.held_out import held_out, random_densities, some_rows
     from lmd3.encoders.run import encoder_from_store
     from lmd3.executors import make_executor
     from lmd3.executors.partials import FOLDER
     from lmd3.outcomes import choose_outcome
     from lmd3.performance.eval_logs import files_of
     from lmd3.results import DensityTable
+    from lmd3.store import open_store
 
     prepare_output(out, force=out.is_dir())
     memory = parse_bytes(max_memory)
@@ -243,6 +270,9 @@ def study(
         "within": within,
         "floor": floor,
         "shuffles": shuffles,
+        "draws": draws,
+        "models": list(models or ()),
+        "adjust": adjust,
         "seed": seed,
     }
     score_file, covariates_file = out / "outcomes.parquet", out / "covariates.parquet"
@@ -289,10 +319,39 @@ def study(
             pq.read_table(score_file),
             DensityTable.load(out / "density"),
             covariates=beside,
-            files={"outcomes": outcomes},
+            files={"outcomes": outcomes, "queries": str(test.rows)},
+            contrast=None
+            if contrast is None
+            else read_outcomes(str(contrast), id=outcome_id, value=outcome_value, outcome=None),
+            reference=None if reference is None else out / "reference",
+            support=None if reference is not None else out / "support.parquet",
+            queries=test.open(),
+            corpus=some_rows(train.open(), seed),
+            random_controls=out / "random.parquet" if negative_control else None,
             **relating,
         )
         result.save(out / "analysis")
+
+    def hold_out() -> None:
+        table = held_out(fixed(train.open()), seed=seed, normalize=normalize, progress=progress)
+        pq.write_table(table, out / "support.parquet")
+
+    def score_reference() -> None:
+        table = fixed(open_store(existing(str(reference)))).density(
+            test.open(), neighbors=1, normalize=normalize, progress=progress
+        )
+        table.save(out / "reference")
+
+    def score_random() -> None:
+        bandwidths = DensityTable.load(out / "density").run["bandwidths"]
+        table = random_densities(train.open(), test.open(), bandwidths[0], seed=seed, progress=progress)
+        pq.write_table(table, out / "random.parquet")
+
+    def fixed(corpus: Store) -> KernelDensity:
+        """An estimator with the bandwidths of this study."""
+        numbers = f"@{out / 'density' / 'bandwidth.json'}"
+        estimator = KernelDensity(bandwidth=numbers, precision=precision, threads=threads, seed=seed)
+        return estimator.fit(corpus, queries=test.open())
 
     def write_page() -> None:
         lmd3.write_report(out / "analysis", out / "report.html")
@@ -326,16 +385,37 @@ def study(
         Step("density", "density/run.json", rows | estimating | scanning, sum_kernels, ("corpus", "queries")),
         Step("outcomes", score_file.name, scored, score),
         Step("covariates", covariates_file.name, rows, measure_controls, ("corpus", "queries")),
+        Step("support", "support.parquet", {"seed": seed, "normalize": normalize}, hold_out, ("density",)),
+        Step(
+            "reference",
+            "reference/run.json",
+            {"reference": None if reference is None else fingerprint(existing(reference))},
+            score_reference,
+            ("density",),
+        ),
+        Step("random", "random.parquet", {"seed": seed}, score_random, ("density",)),
         Step(
             "analysis",
             "analysis/summary.json",
-            relating | {"covariates": beside},
+            relating
+            | {
+                "covariates": beside,
+                "adjust": None if adjust is None else fingerprint(existing(adjust)),
+                "contrast": None if contrast is None else fingerprint(existing(contrast)),
+            },
             relate,
-            ("density", "outcomes", "covariates"),
+            ("density", "outcomes", "covariates", "support", "reference", "random"),
         ),
         Step("report", "report.html", {}, write_page, ("analysis",)),
     ]
-    wanted = {"corpus": train.is_texts, "queries": test.is_texts, "covariates": described}
+    wanted = {
+        "corpus": train.is_texts,
+        "queries": test.is_texts,
+        "covariates": described,
+        "support": reference is None,
+        "reference": reference is not None,
+        "random": negative_control,
+    }
     done = Steps(out, [step for step in steps if wanted.get(step.name, True)], force=force).run()
     facts = json.loads((out / "analysis" / "summary.json").read_text(encoding="utf-8"))
     emit(
