@@ -281,6 +281,19 @@ def test_replays_give_fishers_p_value() -> None:
     assert test.p_value == pytest.approx(2 / 70, abs=0.005)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_an_outcome_without_variation_shows_nothing(world: World, value: float) -> None:
+    n = len(world.items)
+    outcome = Outcome("extracted", np.zeros((2, n)), np.full((2, n), value))
+    assigned = world.design.draw(np.random.default_rng(0))
+    arguments = (outcome, world.exposure, world.variants, world.design, assigned)
+    tests = intervention.effect_tests(*arguments, replays=99)
+    assert {test.p_value for test in tests.values()} == {1.0}
+    for found in intervention.spillover(*arguments, world.base_density, replays=99):
+        assert (found.test.p_value, found.naive_p) == (1.0, 1.0)
+    assert intervention.slopes(outcome, world.base_density, world.base_density, world.design, assigned).empty
+
+
 def test_mcnemar_counts_pairs() -> None:
     design = Design(cells_of(["exact"], [1], 1), np.repeat(np.arange(20), 2))
     assigned = np.tile([0, 1], 20)

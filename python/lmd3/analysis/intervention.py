@@ -224,7 +224,9 @@ def slopes(
             mask = samples[sample]
             pairs = (outcome.treatment - outcome.control)[:, mask]
             per_seed = [
-                fit(frame.assign(value=p), terms, binary=False, **options)[term].estimate for p in pairs
+                fit(frame.assign(value=p), terms, binary=False, **options)[term].estimate
+                for p in pairs
+                if np.ptp(p) > 0
             ]
         rows.append(
             {
@@ -312,6 +314,9 @@ def replay_test(observed: Floats, replays: Floats, values: Floats, block: Intege
         block: (n,) or None.
     """
     y = _centred(values, block)
+    if np.linalg.norm(y) <= 1e-12 * np.linalg.norm(values):
+        # An outcome without variation says nothing; its rounding must not be taken for a signal.
+        return Randomisation(0.0, 1.0, np.zeros(len(replays)), 0.0, len(values))
 
     def correlation(x: Floats) -> Floats:
         norm = np.sqrt(np.einsum("...i,...i->...", x, x))
@@ -440,6 +445,8 @@ def adjusted(outcome: Outcome, base_density: Floats, rows: Integers) -> Floats:
             columns.append(outcome.baseline[pair, rows])
         design = np.column_stack(columns)
         residuals[pair] = difference[pair] - design @ np.linalg.lstsq(design, difference[pair], rcond=None)[0]
+    # What is left of an outcome that the regression explains wholly is rounding, no signal.
+    residuals[np.abs(residuals) <= 1e-12 * np.abs(difference).max(initial=0.0)] = 0.0
     return np.asarray(residuals.mean(axis=0))
 
 
@@ -457,6 +464,8 @@ def _spillover(
     # The draw itself belongs to the mean: under the null it is one of them.
     mean = deltas.mean(axis=0)
     test = replay_test(deltas[0] - mean, deltas[1:] - mean, values, None)
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return Spillover(focal, test, 0.0, 1.0, float(mean.mean()))
     frame = pd.DataFrame({"value": values, "density": deltas[0]})
     naive = fit(frame, ["density"], binary=False)["density"]
     return Spillover(focal, test, naive.estimate, naive.p_value, float(mean.mean()))
