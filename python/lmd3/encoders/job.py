@@ -125,6 +125,15 @@ class Job:
             self._clear()
             return
         self.facts = found["facts"]
+        if (
+            self.facts is not None
+            and self.facts.get("sealing")
+            and not (self.draft.exists() or self.out.exists())
+        ):
+            # It was put in its place, and is no longer there: from the beginning.
+            self.facts = None
+            self._clear()
+            return
         progress = self.folder / "progress.json"
         if progress.exists():
             found = _read(progress)
