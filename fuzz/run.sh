@@ -11,7 +11,7 @@ RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions -Ccodegen-units=1"
 export RUSTFLAGS
 host=$(rustc -vV | sed -n 's/^host: //p')
-cargo build --release --quiet --target "$host"
+cargo build --release --quiet --target "$host" --target-dir target
 for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     python3 seeds.py "$target" "corpus/$target"

@@ -33,9 +33,14 @@ def vector_column(schema: pa.Schema, column: str | None, file: Path) -> str:
     Raises:
         ColumnError: there is none, or there are several.
     """
-    fitting: list[str] = [field.name for field in schema if vector_type(field.type)]
+    try:
+        fitting: list[str] = [field.name for field in schema if vector_type(field.type)]
+    except UnicodeDecodeError:
+        raise FormatError("a column's name is not UTF-8", file=str(file)) from None
     if column is None:
         if len(fitting) == 1:
+            if schema.get_field_index(fitting[0]) < 0:
+                raise FormatError("a column's name can't be looked up", file=str(file))
             return fitting[0]
         what = "no column of" if not fitting else f"several columns of ({', '.join(fitting)})"
         remedy = None if not fitting else "name one with --vectors of lmd3 import"

@@ -206,7 +206,7 @@ def _from_columns(path: Path, column: str | None, wanted: Sequence[str]) -> Iter
             if batch.num_rows:
                 yield _batch(batch, name, path, first)
                 first += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise FormatError(f"damaged: {first_line(error)}", file=str(path)) from None
 
 
@@ -218,5 +218,5 @@ def _batch(batch: Any, name: str, path: Path, first: int) -> Batch:
     matrix = vectors_of(array, path, first)
     if not matrix.shape[1]:
         raise ShapeError(f"{name!r} holds vectors without numbers", file=str(path), row=first)
-    others = pa.Table.from_batches([batch]).drop_columns([name])
+    others = pa.Table.from_batches([batch]).remove_column(batch.schema.get_field_index(name))
     return Batch(np.ascontiguousarray(matrix, np.float32), others, str(path), first)
