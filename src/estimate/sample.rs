@@ -129,19 +129,20 @@ fn one(kernel: &ScaledKernel, sq: &[f64], weights: &[f64], n: f64, known: Option
     let (sum, sum_sq) = terms.iter().fold((0.0, 0.0), |(sum, sq), k| (sum + k, sq + k * k));
     let ess = if sum_sq > 0.0 { n / m as f64 * sum * sum / sum_sq } else { 0.0 };
     if let Some(known) = known {
+        let variate: Vec<f64> = sq.iter().zip(weights).map(|(sq, weight)| weight * (sq - known)).collect();
         // Halves are every other draw: within a run from a random order they are as random as any.
         let slope = |parity: usize| -> f64 {
             let half = || (parity..m).step_by(2);
             let count = half().count() as f64;
             let mean_k = half().map(|i| terms[i]).sum::<f64>() / count;
-            let mean_u = half().map(|i| weights[i] * sq[i]).sum::<f64>() / count;
-            let cross: f64 = half().map(|i| (terms[i] - mean_k) * (weights[i] * sq[i] - mean_u)).sum();
-            let square: f64 = half().map(|i| (weights[i] * sq[i] - mean_u).powi(2)).sum();
+            let mean_u = half().map(|i| variate[i]).sum::<f64>() / count;
+            let cross: f64 = half().map(|i| (terms[i] - mean_k) * (variate[i] - mean_u)).sum();
+            let square: f64 = half().map(|i| (variate[i] - mean_u).powi(2)).sum();
             if square > 0.0 { cross / square } else { 0.0 }
         };
         let slopes = [slope(1), slope(0)];
         for (i, term) in terms.iter_mut().enumerate() {
-            *term -= slopes[i % 2] * weights[i] * (sq[i] - known);
+            *term -= slopes[i % 2] * variate[i];
         }
     }
     let mean = terms.iter().sum::<f64>() / m as f64;

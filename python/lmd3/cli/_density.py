@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,6 +47,26 @@ GroupsOption = Annotated[
         help="The groups kept apart by --by-group; others are taken together.",
     ),
 ]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="exact|auto|stratified|sample|deann|knn",
+        help="exact reads all rows; auto estimates by the index (lmd3 index) where that is cheaper.",
+    ),
+]
+ToleranceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tolerance",
+        metavar="E",
+        help="How exact estimates must be: the relative error of a kernel sum, or reliability=R of the log "
+        "density over the queries [default: 0.01].",
+    ),
+]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", help="The index [default: beside the corpus, CORPUS.index].")
+]
 ExecutorOption = Annotated[
     str, typer.Option("--executor", metavar="local|ray", help="Where it runs; ray: on a cluster's nodes.")
 ]
@@ -65,6 +85,26 @@ IoOption = Annotated[
         help="How rows of files come: mapped, or read block by block; the same result.",
     ),
 ]
+
+
+def estimating(
+    method: str, tolerance: str | None, index: Path | None, executor: str = "local"
+) -> dict[str, Any]:
+    """The parameters of `KernelDensity` that say whether and how densities are estimated.
+
+    Raises:
+        ParameterError: options that go with estimates, without any; estimates on other machines.
+    """
+    if method == "exact" and (tolerance is not None or index is not None):
+        name = "--tolerance" if tolerance is not None else "--index"
+        raise ParameterError(
+            f"{name} goes with estimates, not with --method exact", remedy="ask for --method auto"
+        )
+    if method != "exact" and executor != "local":
+        raise ParameterError(
+            f"--method {method} runs in one process", remedy="leave --shard and --executor out, or take exact"
+        )
+    return {"method": method, "tolerance": tolerance or 0.01, "index": None if index is None else str(index)}
 
 
 def parse_bytes(text: str) -> int:
@@ -152,6 +192,11 @@ def report_density(table: DensityTable, out: Path) -> None:
 
     whole = table.density.filter(pc.is_null(table.density["group"]))
     lines = [f"{table.queries.num_rows:,} queries × {table.run['store']['n']:,} rows → {out}"]
+    if facts := table.run.get("approximate"):
+        lines.append(
+            f"  {facts['method']}: {facts['queries_estimated']:,} queries estimated, "
+            f"{facts['queries_exact']:,} scored exactly ({facts['audited']} of them to audit the estimates)"
+        )
     summary = []
     for entry in table.run["bandwidths"]:
         chosen = whole.filter(
@@ -172,6 +217,8 @@ def report_density(table: DensityTable, out: Path) -> None:
             "queries": table.queries.num_rows,
             "rows": table.run["store"]["n"],
             "bandwidths": summary,
+            "method": table.run["method"],
+            **({"approximate": table.run["approximate"]} if "approximate" in table.run else {}),
             "precision": table.run["precision"],
             "simd": table.run["simd"],
             "seconds": table.run["seconds"],

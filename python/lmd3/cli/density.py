@@ -28,14 +28,18 @@ from lmd3.cli._density import (
     ExecutorOption,
     GroupsOption,
     IoOption,
+    IndexOption,
     MemoryOption,
+    MethodOption,
     PrecisionOption,
     QueriesArgument,
+    ToleranceOption,
 )
 from lmd3.errors import ParameterError
 
 #: What this version computes with; the options exist so that scripts need not change later.
-PRECISIONS, METHODS = ("auto", "float32", "int16", "int8"), ("exact",)
+PRECISIONS = ("auto", "float32", "int16", "int8")
+METHODS = ("exact", "auto", "stratified", "sample", "deann", "knn")
 
 
 def density(
@@ -56,7 +60,9 @@ def density(
     ] = False,
     precision: PrecisionOption = "auto",
     any_encoder: AnyEncoderOption = False,
-    method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
+    method: MethodOption = "exact",
+    tolerance: ToleranceOption = None,
+    index: IndexOption = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what the job would read, compute and take.")
     ] = False,
@@ -100,7 +106,7 @@ def density(
     seed: SeedOption = 0,
     force: ForceOption = False,
 ) -> None:
-    """Kernel density of the corpus at every query, exactly.
+    """Kernel density of the corpus at every query: exactly, or estimated with standard errors.
 
     Writes a folder: density.parquet (one row per query, kernel, bandwidth and group), queries.parquet
     (typicality,
@@ -116,10 +122,11 @@ def density(
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
       lmd3 density corpus.lmd3 questions.jsonl --plan
       lmd3 density corpus.lmd3 questions.jsonl --extend density/ -o density-after-append/
+      lmd3 density corpus.lmd3 questions.jsonl --method auto --tolerance reliability=0.99 -o density/
       lmd3 density corpus.lmd3 queries.npy --executor ray --address auto -o /shared/density/
       lmd3 density corpus.lmd3 queries.npy --bandwidth @bandwidth.json --shard $SLURM_ARRAY_TASK_ID/64 -o d/
     """
-    from lmd3.cli._density import estimator, open_sides, parse_bytes, parse_shard, report_density
+    from lmd3.cli._density import estimating, estimator, open_sides, parse_bytes, parse_shard, report_density
     from lmd3.density.plan import Cluster
     from lmd3.executors import in_lines, make_executor
     from lmd3.executors.jobs import is_unfinished
@@ -141,7 +148,13 @@ def density(
         bandwidth = [f"@{_common.existing(extend) / 'bandwidth.json'}"]
     if extend is not None and part is not None:
         raise ParameterError("--extend is for a whole job, not for a --shard of one")
+    if method != "exact" and shard is not None:
+        raise ParameterError(f"--method {method} takes no --shard", remedy="shards are for the exact method")
+    if method != "exact" and extend is not None:
+        raise ParameterError(f"--method {method} takes no --extend", remedy="kept segments are exact sums")
+    chosen = estimating(method, tolerance, index, executor)
     kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder, io)
+    kde.set_params(**chosen)
     kde.check_params()  # before anything is opened
     store, asked = open_sides(corpus, queries, text, id, group)
     if out is None or plan:

@@ -34,9 +34,15 @@ from lmd3.cli._density import (
     AddressOption,
     ExecutorOption,
     GroupsOption,
+    IndexOption,
     MemoryOption,
+    MethodOption,
     PrecisionOption,
+    ToleranceOption,
     parse_bytes,
+)
+from lmd3.cli._density import (
+    estimating as estimating_by,
 )
 from lmd3.cli._steps import Step, Steps, fingerprint
 from lmd3.errors import OtherJobError, ParameterError
@@ -148,7 +154,9 @@ def study(
         bool, typer.Option("--normalize", help="Subtract the kernel's normalising constant.")
     ] = False,
     precision: PrecisionOption = "auto",
-    method: Annotated[str, typer.Option("--method", help="exact.")] = "exact",
+    method: MethodOption = "exact",
+    tolerance: ToleranceOption = None,
+    index: IndexOption = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     max_memory: MemoryOption = "2GB",
@@ -231,6 +239,7 @@ def study(
 
     prepare_output(out, force=out.is_dir())
     memory = parse_bytes(max_memory)
+    how = estimating_by(method, tolerance, index, executor)
     train = _Side.of(
         corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
     )
@@ -253,6 +262,7 @@ def study(
         "bandwidth": bandwidth or list(DEFAULT_RULES),
         "seed": seed,
         "precision": precision,
+        **how,
     }
     scanning: dict[str, Any] = {
         "neighbors": neighbors,

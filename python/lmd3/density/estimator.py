@@ -11,6 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
+from lmd3.density.approximate import (
+    METHODS,
+    Approximation,
+    Estimation,
+    approximate,
+    choose,
+    keys_of,
+    parse_tolerance,
+)
 from lmd3.density.design_error import NEAREST, design_of
 from lmd3.density.extending import adopt
 from lmd3.density.groups import choose_groups
@@ -25,6 +34,7 @@ from lmd3.executors import Executor
 from lmd3.executors.jobs import files_of, gaps, owners, read_job, write_job
 from lmd3.executors.local import LocalExecutor
 from lmd3.executors.partials import FOLDER
+from lmd3.index import Index, default_path
 from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DensityTable, write_json
@@ -62,6 +72,13 @@ class KernelDensity:
             otherwise.
         io: how rows of files come into memory: "mmap"; or "pread", read block by block, for file systems
             whose maps are slow. The result is the same to the bit.
+        method: "exact"; "auto": estimates by an index where that is cheaper, else exact; "stratified" (by the
+            index), "sample" (random rows), "deann" (neighbours and random rows), "knn" (neighbours alone: a
+            lower bound). Estimates bring their standard errors, are checked against exact sums of 32 to 64 of
+            the queries, and fall back to exact sums query by query.
+        tolerance: for estimates: the relative error of a kernel sum (0.01), or "reliability=0.99" of the log
+            density over the queries; held at the primary bandwidth.
+        index: folder of the index; by default beside the store.
 
     Attributes:
         store_: the fitted rows.
@@ -82,6 +99,9 @@ class KernelDensity:
         precision: str = "auto",
         any_encoder: bool = False,
         io: str = "mmap",
+        method: str = "exact",
+        tolerance: str | float = 0.01,
+        index: str | Path | None = None,
     ) -> None:
         self.kernel = kernel
         self.bandwidth = bandwidth
@@ -92,6 +112,9 @@ class KernelDensity:
         self.max_memory = max_memory
         self.precision = precision
         self.any_encoder = any_encoder
+        self.method = method
+        self.tolerance = tolerance
+        self.index = index
 
     # --- scikit-learn's manners ---
 
@@ -107,6 +130,9 @@ class KernelDensity:
             "precision",
             "any_encoder",
             "io",
+            "method",
+            "tolerance",
+            "index",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -132,6 +158,14 @@ class KernelDensity:
         self._kernels()
         self._rules()
         self._check_precision()
+        self._check_method()
+
+    def _check_method(self) -> None:
+        if self.method not in METHODS:
+            raise ParameterError(
+                f"unknown method {self.method!r}", remedy=f"choose one of {', '.join(METHODS)}"
+            )
+        parse_tolerance(self.tolerance)
 
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
@@ -168,6 +202,7 @@ class KernelDensity:
         kernels = self._kernels()
         rules, _ = self._rules()
         self._check_precision()
+        self._check_method()
         store = as_source(X, "rows")
         weights = None
         if sample_weight is not None:
@@ -193,9 +228,14 @@ class KernelDensity:
 
     def score_samples(self, X: Source | ArrayLike) -> NDArray[np.float64]:
         """Log density of each query: (Q,) for one kernel and bandwidth, else (Q, B), kernels outermost."""
-        queries = self._query_matrix(as_source(X, "queries"))
+        store = as_source(X, "queries")
+        queries = self._query_matrix(store)
         self._resolve(queries, Asked(), silent)
-        scores = self._scanner().scan(queries, self._pairs()).total.log_density
+        estimated = self._estimate(store, queries, Asked(neighbors=1), self.notices_.append, silent)
+        if estimated is not None:
+            scores = estimated.total.log_density
+        else:
+            scores = self._scanner().scan(queries, self._pairs()).total.log_density
         if self.normalize:
             d = self.store_.d
             scores = scores - np.array([log_normalizer(b.kernel, d, b.bandwidth) for b in self.bandwidths_])
@@ -296,6 +336,22 @@ class KernelDensity:
                     "workers elsewhere need files: a corpus with a path, and a folder for what they find",
                     remedy="save the rows to a file or store, and give folder=",
                 )
+        if self.method != "exact":
+            store, job = self._job(queries, settings, None, progress or silent)
+            if executor is not None and not executor.in_process:
+                raise ParameterError(
+                    "estimates are made in this process only", remedy="leave the executor out"
+                )
+            estimated = self._estimate(store, job.queries, job.asked, told, progress or silent)
+            if estimated is not None:
+                tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, estimated)
+                table = tables.all(neighbors, by_group, normalize)
+                table.run.update(
+                    run_of(job, self.bandwidths_, describe(store), estimated, table, self.notices_)
+                )
+                facts = {"method": estimated.facts["method"], "approximate": estimated.facts}
+                table.run.update(facts, settings=settings, seconds=round(time.time() - started, 3))
+                return table
         store, job = self._job(queries, settings, partials, progress or silent)
         work = None
         if partials is None:
@@ -432,6 +488,45 @@ class KernelDensity:
         )
 
     # --- inside ---
+
+    def _open_index(self) -> Index | None:
+        """The index, where there is one; by its name it must be there."""
+        if self.index is not None:
+            return Index(self.index, self.store_)
+        if self.store_.path is None or not default_path(self.store_).exists():
+            return None
+        return Index(default_path(self.store_), self.store_)
+
+    def _estimate(
+        self,
+        store: Store,
+        queries: NDArray[np.float32],
+        asked: Asked,
+        notice: Callable[[str], None],
+        progress: ProgressFactory,
+    ) -> Approximation | None:
+        """Estimates, or None where all rows are to be read."""
+        if self.method == "exact":
+            return None
+        scanner, index = self._scanner(), self._open_index()
+        method, reason = choose(self.method, scanner, index, len(queries), self._pairs(), asked)
+        if method == "exact":
+            if reason is not None:
+                self.notices_.append(f"all rows are read: {reason}")
+            return None
+        job = Estimation(
+            scanner,
+            index,
+            method,
+            parse_tolerance(self.tolerance),
+            queries,
+            keys_of(store),
+            self._pairs(),
+            asked,
+            self.seed,
+            automatic=self.method == "auto",
+        )
+        return approximate(job, notice, progress)
 
     def _kernels(self) -> list[str]:
         kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmd3.bandwidth import Bandwidth
+from lmd3.density.approximate import Approximation, Guesses
 from lmd3.density.design_error import DesignError, Doubt, design_of
 from lmd3.density.groups import group_name
 from lmd3.density.job import Job
@@ -40,7 +41,7 @@ class Tables:
         bandwidths: Sequence[Bandwidth],
         ids: Sequence[str],
         matrix: NDArray[np.float32],
-        scan: Scan,
+        scan: Scan | Approximation,
         precision: str | None = None,
     ) -> None:
         self.precision = precision or scanner.arithmetic
@@ -60,11 +61,13 @@ class Tables:
 
     def density(self, by_group: bool, normalize: bool) -> pa.Table:
         """The table of densities; `normalize` subtracts the kernel's constant of ℝᵈ."""
-        parts: list[tuple[int | None, Estimate]] = [(None, self.scan.total)]
-        if by_group:
-            parts += sorted(self.scan.groups.items())
+        found: dict[int, Any] = dict(self.scan.groups) if by_group else {}
+        parts: list[tuple[int | None, Estimate | Guesses]] = [(None, self.scan.total), *sorted(found.items())]
+        # Estimates are made of whole stores only, so they never meet a design.
         design = design_of(self.corpus)
-        doubts = None if design is None else DesignError(design, self.scan, self.corpus.groups)
+        doubts = None
+        if design is not None and not isinstance(self.scan, Approximation):
+            doubts = DesignError(design, self.scan, self.corpus.groups)
         tables = []
         for b, bandwidth in enumerate(self.bandwidths):
             constant = (
@@ -74,7 +77,6 @@ class Tables:
                 q = len(self.ids)
                 group = None if code is None else group_name(self.corpus, code)
                 log_density = estimate.log_density[:, b] - constant
-                zero = np.isneginf(log_density)
                 doubt = Doubt.none(q)
                 if doubts is not None:
                     doubt = doubts.of(bandwidth.kernel, bandwidth.bandwidth, b, code)
@@ -84,16 +86,11 @@ class Tables:
                     "bandwidth": _constant(bandwidth.bandwidth, q),
                     "rule": _constant(bandwidth.rule, q),
                     "group": pa.array([group] * q, pa.string()),
-                    "log_density": log_density,
-                    "std_error": doubt.std_error,
-                    "ci_low": log_density + doubt.low,
-                    "ci_high": log_density + doubt.high,
-                    "kernel_sum_log": estimate.log_sum[:, b],
-                    "ess": estimate.ess[:, b],
-                    "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
-                    "method": _constant("exact", q),
+                    "log_density": _present(log_density),
+                    **_doubt(estimate, b, log_density, constant, doubt),
+                    "kernel_sum_log": _present(estimate.log_sum[:, b]),
+                    "ess": _present(estimate.ess[:, b]),
                     "precision": _constant(self.precision if bandwidth.kernel in FUSED else "float64", q),
-                    "flags": pa.array(doubt.flags(zero), pa.string()),
                 }
                 tables.append(pa.table(columns, schema=DENSITY))
         return pa.concat_tables(tables)
@@ -182,7 +179,7 @@ def run_of(
     job: Job,
     bandwidths: Sequence[Bandwidth],
     queries: Mapping[str, Any],
-    scan: Scan,
+    scan: Scan | Approximation,
     table: DensityTable,
     notices: Sequence[str],
 ) -> dict[str, Any]:
@@ -210,6 +207,35 @@ def run_of(
         "notices": list(notices),
         "rows": scan.rows,
         "zero_densities": int(np.isneginf(table.density["log_density"].to_numpy()).sum()),
+    }
+
+
+def _present(values: NDArray[np.float64]) -> pa.Array:
+    """Floats with null for what was not estimated; a density of zero is −inf."""
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _doubt(
+    estimate: Estimate | Guesses, b: int, log_density: NDArray[np.float64], constant: float, doubt: Doubt
+) -> dict[str, Any]:
+    """What the table says on how sure a column of densities is, and how it came about; `doubt` is that of
+    exact sums over a sampled store."""
+    if not isinstance(estimate, Guesses):
+        return {
+            "std_error": doubt.std_error,
+            "ci_low": log_density + doubt.low,
+            "ci_high": log_density + doubt.high,
+            "rows_evaluated": np.int64(estimate.rows) - estimate.excluded.astype(np.int64),
+            "method": _constant("exact", len(log_density)),
+            "flags": pa.array(doubt.flags(np.isneginf(log_density)), pa.string()),
+        }
+    return {
+        "std_error": _present(estimate.std_error[:, b]),
+        "ci_low": _present(estimate.ci_low[:, b] - constant),
+        "ci_high": _present(estimate.ci_high[:, b] - constant),
+        "rows_evaluated": estimate.rows,
+        "method": pa.array(estimate.methods[:, b].tolist(), pa.string()),
+        "flags": pa.array(estimate.flags[:, b].tolist(), pa.string()),
     }
 
 
