@@ -7,7 +7,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint con
 
 .PHONY: help
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -nE 's/^([a-z-]+):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 .PHONY: demo
 demo: build  ## see lmd3 work: offline, without torch, in two minutes
@@ -39,6 +39,10 @@ claims: $(VENV)/.neural build  ## the paper's three claims on small models, into
 .PHONY: calibrate
 calibrate: build  ## docs/calibration.md: error rates, coverage and power of the tests (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lmd3.analysis.simulate -o docs/calibration.md
+
+.PHONY: bench-approx
+bench-approx: build $(VENV)/.neural  ## approximate densities beside an oracle and rivals
+	for part in cells powerlaw published neighbors; do $(BIN)/python benches/approx.py $$part || exit 1; done
 
 .PHONY: wheel
 wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later

@@ -18,6 +18,7 @@ from lmd3.density.approximate import parse_tolerance
 from lmd3.index import Index, draw_keys, neighbor_sums, sample_rows
 from lmd3.results import DensityTable
 from lmd3.store import Store, StoreWriter, open_store
+from lmd3.store.sampling import SampleCounter
 
 N, D = 20_000, 32
 
@@ -419,3 +420,26 @@ def test_refusals(
     assert main([*command, str(tmp_path / "b"), "--tolerance", "0.1", "--quiet"]) == 2, "exact needs none"
     assert not (tmp_path / "b").exists()
     assert lmd3.Index is Index
+
+
+def test_a_sampled_store_keeps_its_own_error(tmp_path: Path) -> None:
+    """Rows that are a sample have an error that no estimate over them knows: they are summed exactly."""
+    rows, queries = mixture(3000, 0), mixture(20, 1)
+    counter = SampleCounter(0.5, 1, None)
+    ids = [str(row) for row in range(len(rows))]
+    counter.add(ids, None)
+    design = counter.finish()
+    taken = np.flatnonzero(design.keep(ids, None))
+    with StoreWriter(tmp_path / "s", dtype="float16") as writer:
+        writer.facts["sampling"] = design.describe()
+        writer.append(
+            rows[taken], [ids[row] for row in taken], None, weights=design.weights(len(taken), None)
+        )
+    drawn = open_store(tmp_path / "s")
+    Index.build(drawn)
+    with pytest.raises(errors.ParameterError, match="are a sample"):
+        KernelDensity(bandwidth=0.2, method="stratified").fit(drawn).density(queries)
+    table = KernelDensity(bandwidth=0.2, method="auto").fit(drawn).density(queries)
+    exact = KernelDensity(bandwidth=0.2).fit(drawn).density(queries)
+    assert table.density.equals(exact.density) and (exact.density["std_error"].to_numpy() > 0).all()
+    assert any("are a sample" in notice for notice in table.run["notices"])
