@@ -32,9 +32,11 @@ from lmd3.cli._common import (
 )
 from lmd3.cli._density import (
     AddressOption,
+    AnyEncoderOption,
     ExecutorOption,
     GroupsOption,
     IndexOption,
+    IoOption,
     MemoryOption,
     MethodOption,
     PrecisionOption,
@@ -45,6 +47,17 @@ from lmd3.cli._density import (
     estimating as estimating_by,
 )
 from lmd3.cli._steps import Step, Steps, fingerprint
+from lmd3.cli.encode import (
+    BackendOption,
+    ChunkOption,
+    ChunkOverlapOption,
+    ChunkTokensOption,
+    SampleByOption,
+    SampleOption,
+    WindowOption,
+    WorkersOption,
+)
+from lmd3.cli.encode import PrecisionOption as EncodePrecisionOption
 from lmd3.errors import OtherJobError, ParameterError
 
 if TYPE_CHECKING:
@@ -135,6 +148,15 @@ def study(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Texts per pass of a neural encoder.")
     ] = None,
+    encode_precision: EncodePrecisionOption = None,
+    backend: BackendOption = None,
+    chunk: ChunkOption = "truncate",
+    chunk_tokens: ChunkTokensOption = None,
+    chunk_overlap: ChunkOverlapOption = 0,
+    sample: SampleOption = None,
+    sample_by: SampleByOption = None,
+    window: WindowOption = 4096,
+    workers: WorkersOption = 1,
     shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, help="Rows of one shard.")] = 1 << 20,
     no_texts: Annotated[
         bool, typer.Option("--no-texts", help="Keep no training texts in the store.")
@@ -154,6 +176,8 @@ def study(
         bool, typer.Option("--normalize", help="Subtract the kernel's normalising constant.")
     ] = False,
     precision: PrecisionOption = "auto",
+    any_encoder: AnyEncoderOption = False,
+    io: IoOption = "mmap",
     method: MethodOption = "exact",
     tolerance: ToleranceOption = None,
     index: IndexOption = None,
@@ -254,6 +278,16 @@ def study(
         "truncate_dim": truncate_dim,
         "batch_size": batch_size,
         "dtype": dtype,
+        "precision": encode_precision,
+        "backend": backend,
+        "chunk": chunk,
+        "chunk_tokens": chunk_tokens,
+        "chunk_overlap": chunk_overlap,
+        "sample": sample,
+        "sample_by": sample_by,
+        "seed": seed,
+        "window": window,
+        "workers": workers,
         "shard_rows": shard_rows,
         "keep_texts": not no_texts,
     }
@@ -262,6 +296,7 @@ def study(
         "bandwidth": bandwidth or list(DEFAULT_RULES),
         "seed": seed,
         "precision": precision,
+        "any_encoder": any_encoder,
         **how,
     }
     scanning: dict[str, Any] = {
@@ -295,7 +330,9 @@ def study(
         lmd3.encode_queries(test.texts(), train.open(), test.rows, force=True, progress=progress)
 
     def sum_kernels() -> None:
-        estimator = lmd3.KernelDensity(**estimating, threads=threads, max_memory=memory).fit(train.open())
+        estimator = lmd3.KernelDensity(**estimating, threads=threads, max_memory=memory, io=io).fit(
+            train.open()
+        )
         asked, folder = test.open(), out / "density"
         given: dict[str, Any] = {**scanning, "folder": folder, "notice": notice, "progress": progress}
         given["executor"] = make_executor(executor, threads=threads, address=address)
