@@ -64,7 +64,7 @@ def test_without_a_plan_the_output_is_asked_for(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_expected_time_is_near_the_true_one() -> None:
-    """Work of a second or so, the probe a fifth of it. A timing: run by hand, on a machine with nothing else to do."""
+    """Work of a second or so, the probe a fifth of it. A timing: run by hand where nothing else runs."""
     generator = np.random.default_rng(1)
     rows = generator.normal(size=(200_000, 256)).astype(np.float32)
     queries = generator.normal(size=(1000, 256)).astype(np.float32)
