@@ -295,8 +295,16 @@ def build_index(
     weights: NDArray[np.float32] | None = None,
     threads: int = 0,
     memory: int = 1073741824,
+    pause: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None: ...
+) -> bool: ...
+def route_rows(
+    source: Store | NDArray[Any],
+    partial: str | os.PathLike[str],
+    start: int,
+    end: int,
+    threads: int = 0,
+) -> NDArray[np.uint32]: ...
 def draw_keys(ids: list[str]) -> NDArray[np.uint64]: ...
 def sample_rows(
     source: Store | NDArray[Any],

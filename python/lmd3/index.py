@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3 import _lmd3
-from lmd3.errors import DtypeError, OutputError, ParameterError, ShapeError, StaleIndexError
+from lmd3.errors import DtypeError, OutputError, ParameterError, ShapeError, StaleIndexError, WorkError
+from lmd3.executors import Executor
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import Store, open_store
 
@@ -98,6 +99,8 @@ class Index:
         threads: int | None = None,
         max_memory: int = 1_500_000_000,
         force: bool = False,
+        executor: Executor | None = None,
+        notice: Callable[[str], None] | None = None,
         progress: ProgressFactory | None = None,
     ) -> Index:
         """Builds the index of a store, or continues a build that was killed.
@@ -113,46 +116,52 @@ class Index:
             threads: None takes all cores.
             max_memory: bytes to hold to beside the page cache.
             force: replace an index that is there.
+            executor: where rows are assigned to their lists, which is most of the work [in this process];
+                the bytes do not depend on it. Other than here it needs a store and a place that all workers
+                see under the same paths.
+            notice: takes lines on what was damaged and what ran where.
             progress: shows progress.
 
         Raises:
             OutputError: an index is there already, or the place can't be written.
             NotFiniteError: a row with NaN or infinity.
             DtypeError, ParameterError: options out of range.
+            WorkError: tasks of the executor failed; each is named.
         """
-        store = open_store(store)
-        target = default_path(store) if path is None else Path(path)
-        dtype = dtype or (store.dtype if store.dtype in DTYPES else "float16")
-        if dtype not in DTYPES:
-            raise DtypeError(f"an index keeps no {dtype} copy", remedy=f"choose {' or '.join(DTYPES)}")
-        if lists is not None and lists < 1:
-            raise ParameterError(f"an index has at least one list, not {lists}")
-        if target.exists():
-            if not force:
-                raise OutputError("exists already", file=str(target), remedy="give --force to build it anew")
-            if target.is_dir() and not (target / "index.json").exists() and any(target.iterdir()):
-                raise OutputError("is no index: it is not replaced", file=str(target))
-        elif not target.absolute().parent.is_dir():
-            raise OutputError("its folder does not exist", file=str(target))
-        # Assignment, spreading and gathering each see every row; training and the trials are short.
-        source = store.array if store.native is None else store.native
-        assert source is not None
-        with (progress or silent)("index", 3.0 * store.n, "rows") as bar:
-            _lmd3.build_index(
-                source,
-                target,
-                fingerprint=store.fingerprint,
-                lists=lists or 0,
-                dtype=dtype,
-                seed=seed,
-                groups=len(store.groups),
-                threads=threads or 0,
-                memory=max_memory,
-                progress=lambda stage, rows: bar.update(
-                    float(min(max(stage - 1, 0), 3) * store.n + (rows if 1 <= stage <= 3 else 0))
-                ),
-            )
-        return cls(target, store)
+        options = (lists, dtype, seed, threads, max_memory, force)
+        opened, target = _check_build(store, path, dtype, lists, force)
+        if not _build(
+            opened, target, *options, executor=executor, pause=False, notice=notice, progress=progress
+        ):
+            raise WorkError("the build stopped where rows are to be assigned", file=str(target))
+        return cls(target, opened)
+
+    @classmethod
+    def prepare(
+        cls,
+        store: str | Path | Store | NDArray[Any],
+        path: str | Path | None = None,
+        *,
+        lists: int | None = None,
+        dtype: str | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        max_memory: int = 1_500_000_000,
+        force: bool = False,
+        notice: Callable[[str], None] | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> Index | None:
+        """As `build`, but stops where rows are to be assigned to lists (after the training on a sample, and
+        where lists had to be split): `lmd3.index_lists.assign_shard` does that on as many machines as there
+        are. The same call goes on when all have ended.
+
+        Returns:
+            The index, or None where rows are to be assigned.
+        """
+        options = (lists, dtype, seed, threads, max_memory, force)
+        opened, target = _check_build(store, path, dtype, lists, force)
+        done = _build(opened, target, *options, executor=None, pause=True, notice=notice, progress=progress)
+        return cls(target, opened) if done else None
 
     @property
     def n(self) -> int:
@@ -280,6 +289,90 @@ class Index:
             stage=stage,
             threads=threads or 0,
         )
+
+
+def _check_build(
+    store: str | Path | Store | NDArray[Any],
+    path: str | Path | None,
+    dtype: str | None,
+    lists: int | None,
+    force: bool,
+) -> tuple[Store, Path]:
+    """The store and the place of its index, refused before work where they can't be."""
+    opened = open_store(store)
+    target = default_path(opened) if path is None else Path(path)
+    if dtype is not None and dtype not in DTYPES:
+        raise DtypeError(f"an index keeps no {dtype} copy", remedy=f"choose {' or '.join(DTYPES)}")
+    if lists is not None and lists < 1:
+        raise ParameterError(f"an index has at least one list, not {lists}")
+    if target.exists():
+        if not force:
+            raise OutputError("exists already", file=str(target), remedy="give --force to build it anew")
+        if target.is_dir() and not (target / "index.json").exists() and any(target.iterdir()):
+            raise OutputError("is no index: it is not replaced", file=str(target))
+    elif not target.absolute().parent.is_dir():
+        raise OutputError("its folder does not exist", file=str(target))
+    return opened, target
+
+
+def _build(
+    store: Store,
+    target: Path,
+    lists: int | None,
+    dtype: str | None,
+    seed: int,
+    threads: int | None,
+    max_memory: int,
+    force: bool,
+    *,
+    executor: Executor | None,
+    pause: bool,
+    notice: Callable[[str], None] | None,
+    progress: ProgressFactory | None,
+) -> bool:
+    """Builds, or goes on; False where it stopped because rows are to be assigned."""
+    from lmd3.executors.local import LocalExecutor
+    from lmd3.index_lists import Lists
+
+    elsewhere = executor is not None and not executor.in_process
+    if elsewhere and store.path is None:
+        raise ParameterError("workers elsewhere need a store in a file", remedy="save the rows first")
+    source = store.array if store.native is None else store.native
+    assert source is not None
+    while True:
+        waiting = Lists.open(store, target, notice or (lambda line: None))
+        # Without an executor what other processes have begun is ended here.
+        if waiting is not None and (elsewhere or waiting.begun) and not (pause and waiting.missing()):
+            waiting.assign(executor or LocalExecutor(threads), progress or silent)
+            waiting.join()
+        # Assignment, spreading and gathering each see every row; training and the trials are short.
+        with (progress or silent)("index", 3.0 * store.n, "rows") as bar:
+            done = _lmd3.build_index(
+                source,
+                target,
+                fingerprint=store.fingerprint,
+                lists=lists or 0,
+                dtype=dtype or (store.dtype if store.dtype in DTYPES else "float16"),
+                seed=seed,
+                groups=len(store.groups),
+                threads=threads or 0,
+                memory=max_memory,
+                pause=pause or elsewhere,
+                progress=lambda stage, rows: bar.update(
+                    float(min(max(stage - 1, 0), 3) * store.n + (rows if 1 <= stage <= 3 else 0))
+                ),
+            )
+        if done or pause:
+            return done
+
+
+def route_rows(
+    store: Store, partial: Path, start: int, end: int, threads: int | None = None
+) -> NDArray[np.uint32]:
+    """The lists of rows [start, end) of a store by the tree of an unfinished build, (end − start,) uint32."""
+    source = store.array if store.native is None else store.native
+    assert source is not None
+    return _lmd3.route_rows(source, partial, start, end, threads or 0)
 
 
 def draw_keys(ids: Sequence[str]) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -75,6 +76,8 @@ pub struct BuildOptions {
     pub threads: usize,
     /// Bytes of memory to hold to, beside what the files' pages take.
     pub memory: usize,
+    /// Stop where rows are to be assigned to lists: `lists.bin` is then written by others (see `route`).
+    pub pause: bool,
 }
 
 /// What a build is at, shared with whoever watches.
@@ -150,7 +153,15 @@ struct Build<'a> {
     progress: &'a Progress,
 }
 
-/// Builds an index of the rows into a folder, by way of `<folder>.partial`, which an earlier run may have left.
+/// The folder of an unfinished build.
+pub fn partial_folder(folder: &Path) -> PathBuf {
+    let mut name = folder.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    folder.with_file_name(name)
+}
+
+/// Builds an index of the rows into a folder, by way of `<folder>.partial`, which an earlier run may have left. False where it
+/// paused because rows are to be assigned.
 ///
 /// # Errors
 /// `Parameter`, `NotFinite`, `Output`, `Interrupted`.
@@ -159,7 +170,7 @@ pub fn build(
     folder: &Path,
     options: &BuildOptions,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<bool> {
     let n: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
     let d = views.first().map_or(0, |view| view.rows.dim());
     if n == 0 || d == 0 {
@@ -173,9 +184,7 @@ pub fn build(
         return Err(Error::new(ErrorKind::Dtype, format!("an index keeps no {} copy", options.dtype.name()))
             .remedy("choose int8 or float16"));
     }
-    let mut name = folder.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = folder.with_file_name(name);
+    let partial = partial_folder(folder);
     std::fs::create_dir_all(&partial).map_err(|source| Error::io(&partial, ErrorKind::Output, &source))?;
     let lists = if options.lists == 0 { (2.0 * n as f64).sqrt().ceil() as usize } else { options.lists };
     let lists = lists.min(n as usize).max(1);
@@ -219,18 +228,82 @@ pub fn build(
         level: Level::current()?,
         progress,
     };
-    super::on_threads(options.threads, || build.run())?;
+    if !super::on_threads(options.threads, || build.run())? {
+        return Ok(false);
+    }
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(|source| Error::io(folder, ErrorKind::Output, &source))?;
     }
-    std::fs::rename(&partial, folder).map_err(|source| Error::io(folder, ErrorKind::Output, &source))
+    std::fs::rename(&partial, folder).map_err(|source| Error::io(folder, ErrorKind::Output, &source))?;
+    Ok(true)
+}
+
+/// The list of each row in a range, by the tree of an unfinished build: what another machine does of the assignment. What a
+/// row gets depends on nothing but the row, the tree and the SIMD level.
+///
+/// # Errors
+/// `Parameter`, `Format`, `NotFinite`.
+pub fn route(views: &[ShardView<'_>], partial: &Path, rows: Range<u64>, threads: usize) -> Result<Vec<u32>> {
+    let starts = view_starts(views);
+    let n: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
+    if rows.start > rows.end || rows.end > n {
+        return Err(Error::new(ErrorKind::Parameter, format!("no rows {rows:?} among {n}")));
+    }
+    let d = views.first().map_or(0, |view| view.rows.dim());
+    let tree = read_tree(partial, d, Level::current()?)?;
+    let rows: Vec<u64> = rows.collect();
+    super::on_threads(threads, || {
+        let parts: Vec<Result<Vec<u32>>> =
+            rows.par_chunks(2048).map(|rows| route_rows(views, &starts, d, &tree, rows)).collect();
+        let mut lists = Vec::with_capacity(rows.len());
+        for part in parts {
+            lists.extend(part?);
+        }
+        Ok(lists)
+    })
+}
+
+/// The lists of a few rows.
+fn route_rows(
+    views: &[ShardView<'_>],
+    starts: &[u64],
+    d: usize,
+    tree: &Tree,
+    rows: &[u64],
+) -> Result<Vec<u32>> {
+    let singles = read_rows(views, starts, d, rows.iter().copied())?;
+    let mut lists = vec![0; rows.len()];
+    tree.route(&singles, &mut lists);
+    Ok(lists)
+}
+
+/// Rows in single precision, checked to be finite.
+fn read_rows(
+    views: &[ShardView<'_>],
+    starts: &[u64],
+    d: usize,
+    rows: impl ExactSizeIterator<Item = u64>,
+) -> Result<Vec<f32>> {
+    let mut out = vec![0.0; rows.len() * d];
+    for (row, into) in rows.zip(out.chunks_exact_mut(d)) {
+        read_row(views, starts, row, into);
+        if !into.iter().all(|x| x.is_finite()) {
+            return Err(Error::new(ErrorKind::NotFinite, "NaN or infinity").row(row));
+        }
+    }
+    Ok(out)
+}
+
+fn read_tree(folder: &Path, d: usize, level: Level) -> Result<Tree> {
+    let read = |name| read_array(folder, name, d as u64);
+    Tree::new(d, read("coarse.npy")?, read("centroids.npy")?, read_array(folder, "cells.npy", 1)?, level)
 }
 
 /// Bytes of a record in a bucket beside the row itself: row, list, group, weight, scale.
 const RECORD: usize = 20;
 
 impl Build<'_> {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self) -> Result<bool> {
         let started = Instant::now();
         if self.state.trees == 0 {
             self.progress.at(0, 0)?;
@@ -238,6 +311,10 @@ impl Build<'_> {
             self.keep_tree(&tree)?;
         }
         while !self.state.assigned {
+            let listed = std::fs::metadata(self.folder.join("lists.bin")).map_or(0, |facts| facts.len());
+            if self.options.pause && listed != 4 * self.n {
+                return Ok(false);
+            }
             let tree = self.tree()?;
             self.assign(&tree)?;
             let split = if self.state.trees <= REASSIGNMENTS { self.split(&tree)? } else { None };
@@ -261,7 +338,8 @@ impl Build<'_> {
         }
         drop(of_row);
         self.gather_buckets(&counts, &buckets)?;
-        self.finish(&tree, started)
+        self.finish(&tree, started)?;
+        Ok(true)
     }
 
     fn save(&self) -> Result<()> {
@@ -272,37 +350,24 @@ impl Build<'_> {
     fn keep_tree(&mut self, tree: &Tree) -> Result<()> {
         let d = self.d as u64;
         let place = |name: &str| self.folder.join(name);
+        // Killed before all is written, the build trains again: rows must not meet half a tree, nor lists of another.
+        let trees = std::mem::take(&mut self.state.trees);
+        self.save()?;
+        let _ = std::fs::remove_file(place("lists.bin"));
         write_array(&place("coarse.npy"), &[tree.coarse().len() as u64 / d, d], tree.coarse())?;
         write_array(&place("centroids.npy"), &[tree.len() as u64, d], tree.lists())?;
         write_array(&place("cells.npy"), &[tree.cells().len() as u64], tree.cells())?;
-        // A kill between here and the next line repeats a stage, no more: the lists are emptied first.
-        let _ = std::fs::remove_file(place("lists.bin"));
-        self.state.trees += 1;
+        self.state.trees = trees + 1;
         self.save()
     }
 
     fn tree(&self) -> Result<Tree> {
-        let d = self.d as u64;
-        let read = |name| read_array(&self.folder, name, d);
-        Tree::new(
-            self.d,
-            read("coarse.npy")?,
-            read("centroids.npy")?,
-            read_array(&self.folder, "cells.npy", 1)?,
-            self.level,
-        )
+        read_tree(&self.folder, self.d, self.level)
     }
 
     /// Rows of the store in single precision, checked to be finite.
     fn read(&self, rows: impl ExactSizeIterator<Item = u64>) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; rows.len() * self.d];
-        for (row, into) in rows.zip(out.chunks_exact_mut(self.d)) {
-            read_row(self.views, &self.starts, row, into);
-            if !into.iter().all(|x| x.is_finite()) {
-                return Err(Error::new(ErrorKind::NotFinite, "NaN or infinity").row(row));
-            }
-        }
-        Ok(out)
+        read_rows(self.views, &self.starts, self.d, rows)
     }
 
     fn train(&self) -> Result<Tree> {
@@ -321,7 +386,8 @@ impl Build<'_> {
         let io = |source: std::io::Error| Error::io(&path, ErrorKind::Output, &source);
         let mut file =
             File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
-        let mut done = file.metadata().map_err(io)?.len() / 4 / STEP * STEP;
+        let listed = file.metadata().map_err(io)?.len() / 4;
+        let mut done = if listed == self.n { listed } else { listed.min(self.n) / STEP * STEP };
         file.set_len(4 * done).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
         while done < self.n {
@@ -334,12 +400,7 @@ impl Build<'_> {
                 let rows: Vec<u64> = (start..stop).collect();
                 let parts: Vec<Result<Vec<u32>>> = rows
                     .par_chunks(2048)
-                    .map(|rows| {
-                        let singles = self.read(rows.iter().copied())?;
-                        let mut out = vec![0; rows.len()];
-                        tree.route(&singles, &mut out);
-                        Ok(out)
-                    })
+                    .map(|rows| route_rows(self.views, &self.starts, self.d, tree, rows))
                     .collect();
                 for part in parts {
                     let bytes: Vec<u8> = part?.iter().flat_map(|list| list.to_le_bytes()).collect();

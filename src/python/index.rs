@@ -22,7 +22,7 @@ use crate::estimate::sample::{self, Draw, Moments};
 use crate::estimate::stratified::{NO_ROW, Stage, stage as run_stage};
 use crate::estimate::{Guess, deann, knn};
 use crate::index::gather::Asked;
-use crate::index::ivf::{BuildOptions, Progress, build};
+use crate::index::ivf::{BuildOptions, Progress, build, route};
 use crate::index::search::Searcher;
 use crate::index::{Index, Neighbors};
 use crate::rows::Dtype;
@@ -32,10 +32,11 @@ use crate::simd::Level;
 const TICK: Duration = Duration::from_millis(100);
 
 /// Builds an index of a store's or matrix's rows into a folder. `progress(stage, rows)` is called about ten times a second;
-/// stages: 0 train, 1 assign, 2 spread, 3 gather, 4 measure. An unfinished build of the same kind is continued.
+/// stages: 0 train, 1 assign, 2 spread, 3 gather, 4 measure. An unfinished build of the same kind is continued. With `pause` it
+/// stops where rows are to be assigned, and returns false.
 #[pyfunction]
 #[pyo3(signature = (source, folder, *, fingerprint, lists=0, dtype="int8", seed=0, groups=0, weights=None, threads=0,
-    memory=1_073_741_824, progress=None))]
+    memory=1_073_741_824, pause=false, progress=None))]
 #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
 fn build_index(
     py: Python<'_>,
@@ -49,8 +50,9 @@ fn build_index(
     weights: Option<PyReadonlyArray1<'_, f32>>,
     threads: usize,
     memory: usize,
+    pause: bool,
     progress: Option<Py<PyAny>>,
-) -> PyResult<()> {
+) -> PyResult<bool> {
     let raise = |error: Error| to_python(py, &error);
     let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
     let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
@@ -58,7 +60,7 @@ fn build_index(
     let dtype = Dtype::from_name(dtype).ok_or_else(|| {
         raise(Error::new(ErrorKind::Dtype, format!("elements of type {dtype:?} are not known")))
     })?;
-    let options = BuildOptions { fingerprint, lists, dtype, seed, groups, threads, memory };
+    let options = BuildOptions { fingerprint, lists, dtype, seed, groups, threads, memory, pause };
     let state = Progress::default();
     let mut failure = None;
     let result = py.detach(|| {
@@ -92,6 +94,24 @@ fn build_index(
         Some(error) => Err(error),
         None => result.map_err(raise),
     }
+}
+
+/// The list of each row of a range of a store's or matrix's rows, by the tree in the folder of an unfinished build: uint32.
+#[pyfunction]
+#[pyo3(signature = (source, partial, start, end, threads=0))]
+fn route_rows<'py>(
+    py: Python<'py>,
+    source: &Bound<'py, PyAny>,
+    partial: PathBuf,
+    start: u64,
+    end: u64,
+    threads: usize,
+) -> PyResult<Bound<'py, PyArray1<u32>>> {
+    let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
+    let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
+    let views = views(py, store.as_deref(), matrix.as_ref(), None)?;
+    let found = py.detach(|| route(&views, &partial, start..end, threads));
+    Ok(found.map_err(|error| to_python(py, &error))?.into_pyarray(py))
 }
 
 /// An open index.
@@ -436,5 +456,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(draw_keys, module)?)?;
     module.add_function(wrap_pyfunction!(sample_rows, module)?)?;
     module.add_function(wrap_pyfunction!(neighbor_sums, module)?)?;
+    module.add_function(wrap_pyfunction!(route_rows, module)?)?;
     module.add_function(wrap_pyfunction!(build_index, module)?)
 }

@@ -198,6 +198,44 @@ def verify(path: Path) -> dict[str, Any]:
     return configuration
 
 
+def save_part(path: Path, configuration: Mapping[str, Any], part: Part) -> None:
+    """Writes a file of one part, of whatever kind: the work of a task that is no scan. It appears complete.
+
+    Args:
+        path: of the file.
+        configuration: what the part depends on.
+        part: arrays by name; they come back one-dimensional.
+    """
+    temporary = _temporary(path.parent)
+    with temporary.open("wb") as file:
+        header = json.dumps(dict(configuration), sort_keys=True).encode()
+        _write_section(file, b"H", header, _START.pack(MAGIC, VERSION))
+        flat = {name: np.ascontiguousarray(array).reshape(-1) for name, array in part.items()}
+        checksum = _write_section(file, b"P", _pack(flat))
+        end = {"parts": 1, "checksums": _chain([checksum])}
+        _write_section(file, b"E", json.dumps(end).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def load_part(path: Path, configuration: Mapping[str, Any]) -> Part | None:
+    """The part that `save_part` wrote; None where there is none of this configuration, or it is damaged."""
+    try:
+        if differences(read_configuration(path), canonical(configuration)):
+            return None
+        (part,) = read_parts(path)
+    except (OSError, VerificationError, FormatError, ValueError):
+        return None
+    return part
+
+
+def _temporary(folder: Path) -> Path:
+    """Where a process of this machine writes before a file gets its name."""
+    return folder / f".{socket.gethostname()}-{os.getpid()}.tmp"
+
+
 def _chain(checksums: Sequence[int]) -> str:
     return xxh3(np.array(checksums, "<u8").tobytes())
 
@@ -222,7 +260,7 @@ class Writer:
         self._queries = queries
         self._seconds = SECONDS if seconds is None else seconds
         self._file: BinaryIO | None = None
-        self._path = folder / f".{socket.gethostname()}-{os.getpid()}.tmp"
+        self._path = _temporary(folder)
 
     def add(self, part: Part) -> None:
         """Writes a part."""
