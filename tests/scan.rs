@@ -215,6 +215,60 @@ fn copies_of_a_query_come_out_right_over_several_shards() {
 }
 
 #[test]
+fn the_nearest_are_found_in_any_order_of_the_rows() {
+    let (d, n, k) = (24, 2 * BLOCK_ROWS + 700, 10);
+    for q in [1, 5, 70] {
+        let queries = noise(31, q * d);
+        let first = &queries[..d];
+        let mut rows: Vec<Vec<f32>> = noise(32, n * d).chunks_exact(d).map(<[f32]>::to_vec).collect();
+        // Copies that are left out, and a crowd at one distance: more ties than places.
+        rows[..40].fill(first.to_vec());
+        let tie: Vec<f32> = first.iter().map(|x| x + 0.1).collect();
+        rows[40..120].fill(tie);
+        for order in ["falling", "rising", "periodic"] {
+            rows.sort_by(|x, y| sq_distance(x, first).total_cmp(&sq_distance(y, first)));
+            match order {
+                "falling" => rows.reverse(),
+                // Every row of the sample that a block is judged by is among the nearest.
+                "periodic" => {
+                    let near: Vec<Vec<f32>> = rows.drain(..n / 42).collect();
+                    for (i, row) in near.into_iter().enumerate() {
+                        rows.insert((i * BLOCK_ROWS / 96).min(rows.len()), row);
+                    }
+                }
+                _ => {}
+            }
+            let flat = rows.concat();
+            let bytes = bytes_of(&flat);
+            for level in Level::available() {
+                for threads in [1, 3] {
+                    let mut request = request(&queries, d, level);
+                    request.neighbors = k;
+                    request.exclude_within = 1e-3;
+                    request.threads = threads;
+                    let scan = run(&shards(&bytes, d, &[], None, None), &request);
+                    for (j, query) in queries.chunks_exact(d).enumerate() {
+                        let mut truth: Vec<(f64, u64)> = flat
+                            .chunks_exact(d)
+                            .enumerate()
+                            .map(|(i, row)| (sq_distance(row, query), i as u64))
+                            .filter(|&(sq, _)| sq >= 1e-6)
+                            .collect();
+                        truth.sort_by(|x, y| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1)));
+                        let found: Vec<u64> = scan.neighbors[j].iter().map(|n| n.row).collect();
+                        let wanted: Vec<u64> = truth[..k].iter().map(|&(_, row)| row).collect();
+                        assert_eq!(
+                            found, wanted,
+                            "{order} {level:?} {q} queries, query {j}, {threads} threads"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn groups_weights_and_exclusions_equal_the_direct_sums() {
     let (d, n, q) = (24, 5000, 40);
     let mut rows = noise(5, n * d);

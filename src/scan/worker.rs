@@ -54,6 +54,9 @@ pub(super) struct Worker<'j, 'a> {
     /// The nearest rows this worker met in the segment and batch it is in: they decide what is worth reporting.
     nearest: Vec<TopK>,
     nearest_of: Option<(usize, usize)>,
+    /// Whether the tile is a sample that sets cuts and enters no sum.
+    sampling: bool,
+    column: Vec<f32>,
 }
 
 impl<'j, 'a> Worker<'j, 'a> {
@@ -84,6 +87,8 @@ impl<'j, 'a> Worker<'j, 'a> {
             gathered_scales: Vec::new(),
             nearest: Vec::new(),
             nearest_of: None,
+            sampling: false,
+            column: Vec::new(),
         }
     }
 
@@ -109,7 +114,8 @@ impl<'j, 'a> Worker<'j, 'a> {
         let panels = queries.len().div_ceil(self.width);
         let (kernels, width) = (request.kernels.len(), self.width);
 
-        if self.nearest_of != Some((task.segment, task.batch)) {
+        let begins = self.nearest_of != Some((task.segment, task.batch));
+        if begins {
             self.nearest =
                 vec![TopK::new(job.candidates()); if request.neighbors == 0 { 0 } else { queries.len() }];
             self.nearest_of = Some((task.segment, task.batch));
@@ -134,6 +140,9 @@ impl<'j, 'a> Worker<'j, 'a> {
 
         let mut block_bytes = std::mem::take(&mut self.block_bytes);
         let rows_of_block = self.rows_of_block(&task, view, &block, &mut block_bytes)?;
+        if begins && request.neighbors > 0 {
+            self.seed_cuts(&rows_of_block, &queries, &slots);
+        }
         let tile_rows = self.tile_rows();
         for start in block.clone().step_by(tile_rows) {
             if job.control.stop.load(Ordering::Relaxed) {
@@ -170,6 +179,51 @@ impl<'j, 'a> Worker<'j, 'a> {
         self.plain.add(job, &place, &mut result)?;
         let candidates = self.new_candidates(first_row);
         Ok(BlockResult { sums: result, candidates })
+    }
+
+    /// Starts the cuts of a segment and a batch from a strided sample of the first block met, so that rows sorted towards a
+    /// query, or merely the first ones, don't all pass for its nearest.
+    ///
+    /// As many rows as are kept lie within the cut (in this block alone), so nothing that belongs to the segment's
+    /// nearest is lost, whichever block came first.
+    fn seed_cuts(&mut self, rows: &Rows<'_>, queries: &Range<usize>, slots: &Slots) {
+        /// Rows of the sample: one tile.
+        const SAMPLE: usize = 96;
+        if rows.len() < 4 * SAMPLE || self.job.candidates() > SAMPLE / 2 {
+            return;
+        }
+        let numbers: Vec<u32> = (0..SAMPLE).map(|i| (i * rows.len() / SAMPLE) as u32).collect();
+        let (mut bytes, mut scales) =
+            (std::mem::take(&mut self.gathered), std::mem::take(&mut self.gathered_scales));
+        let mut buffers = std::mem::take(&mut self.rows);
+        let sample = rows.gather(&numbers, &mut bytes, &mut scales);
+        let place = TilePlace { offset: 0, rows: SAMPLE, first_row: 0 };
+        self.sampling = true;
+        // A row that is not finite is found, and named, where its own tile is taken.
+        let mut nothing = Sums::empty(0, 0);
+        let _ = self.tile(&sample, &[], &mut buffers, &place, queries, slots, &mut nothing);
+        self.sampling = false;
+        (self.gathered, self.gathered_scales, self.rows) = (bytes, scales, buffers);
+    }
+
+    /// The cuts of a panel from the sample's squared distances.
+    fn seed_panel(&mut self, first_query: usize, lanes: &Range<usize>) {
+        /// A product may be rounded otherwise in another tile.
+        const ROUNDING: f32 = 1e-3;
+        let kept = self.job.candidates();
+        for lane in 0..lanes.len() {
+            // Near rows may be left out: they hold no place.
+            let near = self.job.queries.near[first_query + lane];
+            self.column.clear();
+            let column = self.tile.iter().skip(lane).step_by(self.width).copied();
+            self.column.extend(column.filter(|&sq_distance| sq_distance >= near));
+            if self.column.len() < kept {
+                continue;
+            }
+            let (_, &mut bound, _) = self.column.select_nth_unstable_by(kept - 1, f32::total_cmp);
+            let cut = &mut self.cuts[lanes.start + lane];
+            *cut = cut.min((bound * (1.0 + ROUNDING)).next_up());
+        }
     }
 
     /// The rows of a block: in the map, or read into the buffer.
@@ -346,8 +400,12 @@ impl<'j, 'a> Worker<'j, 'a> {
         result: &mut Sums,
     ) {
         let level = self.job.request.level;
-        self.hits.clear();
         let first = queries.start + lanes.start;
+        if self.sampling {
+            self.seed_panel(first, lanes);
+            return;
+        }
+        self.hits.clear();
         let cuts = &self.cuts[lanes.start..lanes.start + self.width];
         level.below(&self.tile, &self.min, cuts, &mut self.hits);
         if !self.hits.is_empty()
@@ -435,7 +493,8 @@ impl<'j, 'a> Worker<'j, 'a> {
         nearest.push(candidate);
         // Ties may still enter (by a lower row), so the bound itself passes.
         let bound = (nearest.bound().min(f64::from(FAR)) as f32).next_up();
-        self.cuts[in_batch] = self.job.queries.near[query].max(bound);
+        let cut = &mut self.cuts[in_batch];
+        *cut = self.job.queries.near[query].max(bound).min(*cut);
     }
 
     /// Adds the weights of a tile to the sums of its groups, run by run.
