@@ -38,12 +38,12 @@ class Rule:
     Attributes:
         kind: "number" (h itself), "ess" (median effective sample size over the queries), "mass" (median
             kernel sum), "mu" (median density, the mean of the kernel over the rows: the rule of DEANN,
-            arXiv 2107.02736).
-        value: the number or target.
+            arXiv 2107.02736), "loo" (largest leave-one-out likelihood of the corpus).
+        value: the number or target; of "loo" the dimension of the likelihood, 0 for that of the rows.
         text: as the user wrote it.
     """
 
-    kind: Literal["number", "ess", "mass", "mu"]
+    kind: Literal["number", "ess", "mass", "mu", "loo"]
     value: float
     text: str
 
@@ -56,11 +56,14 @@ class Bandwidth:
         kernel: name of the kernel.
         bandwidth: h, in units of the distance between embeddings.
         rule: as asked for.
-        achieved: median over the sampled queries of what the rule names; None for a number.
-        achieved_low: lower end of its 95 % interval (order statistics over the sampled queries).
+        achieved: median over the sampled queries of what the rule names; of `loo` the mean log density of
+            rows left out; None for a number.
+        achieved_low: lower end of its 95 % interval (order statistics over the sampled queries; for the mean
+            by the normal).
         achieved_high: upper end.
-        sampled_queries: queries the median was taken over.
+        sampled_queries: queries the median was taken over, or rows left out.
         sampled_rows: rows it was taken over.
+        curve: of `loo`: (h, mean log density, its standard error, median effective sample size), by h.
     """
 
     kernel: str
@@ -71,28 +74,34 @@ class Bandwidth:
     achieved_high: float | None = None
     sampled_queries: int | None = None
     sampled_rows: int | None = None
+    curve: tuple[tuple[float, float, float, float], ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As `bandwidth.json` and `run.json` hold it."""
-        return asdict(self)
+        found = asdict(self)
+        if self.curve is None:
+            del found["curve"]
+        return found
 
 
 def parse_rule(text: str | float) -> Rule:
-    """The rule of `0.2`, `ess=1000`, `mass=10` or `mu=0.01`.
+    """The rule of `0.2`, `ess=1000`, `mass=10`, `mu=0.01`, `loo` or `loo=20`.
 
     Raises:
         ParameterError: not such a rule, or a number that is not finite and positive.
     """
     label = text if isinstance(text, str) else f"{float(text):.15g}"
+    if label == "loo":
+        return Rule("loo", 0.0, label)
     kind, _, value = label.partition("=") if "=" in label else ("number", "", label)
     try:
         number = float(value)
     except ValueError:
         number = math.nan
-    if kind not in ("number", "ess", "mass", "mu") or not (math.isfinite(number) and number > 0):
+    if kind not in ("number", "ess", "mass", "mu", "loo") or not (math.isfinite(number) and number > 0):
         raise ParameterError(
-            f"bandwidth {label!r} is no positive number, ess=N, mass=N or mu=X",
-            remedy="for example 0.1, ess=1000, mass=10 or @bandwidth.json",
+            f"bandwidth {label!r} is no positive number, ess=N, mass=N, mu=X or loo",
+            remedy="for example 0.1, ess=1000, mass=10, loo or @bandwidth.json",
         )
     if kind == "ess" and number <= 1:
         raise ParameterError(f"bandwidth {label!r}: an effective sample size is above 1")

@@ -32,7 +32,7 @@ def unknown_kernel(kernel: object) -> ParameterError:
     return ParameterError(f"unknown kernel {kernel!r}", remedy=f"choose one of {', '.join(KERNELS)}")
 
 
-def log_normalizer(kernel: str, dimensions: int, bandwidth: float) -> float:
+def log_normalizer(kernel: str, dimensions: float, bandwidth: float) -> float:
     """Logarithm of the kernel's integral over ℝᵈ (vmf: over the unit sphere), to be subtracted from a log
     density.
 

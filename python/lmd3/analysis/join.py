@@ -205,6 +205,14 @@ def less_reference(of: Predictors, reference: Predictors) -> Predictors:
     Raises:
         ParameterError: the two were not made with the same numbers, or neither is a density table.
     """
+    # A bandwidth of the query's own is another one under another corpus.
+    fixed = [n for n, s in enumerate(of.specifications) if not str(s.rule).startswith("adaptive=")]
+    of = replace(
+        of,
+        specifications=[of.specifications[n] for n in fixed],
+        ess=[of.ess[n] for n in fixed],
+        errors=[of.errors[n] for n in fixed],
+    )
     theirs = {(s.kernel, s.bandwidth): s for s in reference.specifications}
     frame, other = of.frame.copy(), reference.frame.set_index("id")
     errors: list[pd.Series[Any] | None] = []

@@ -9,12 +9,14 @@ without care.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -399,62 +401,128 @@ class Row:
     held: bool
 
 
-def summarise(scenario: Scenario, found: np.ndarray) -> Row:
-    """The rates of a scenario's replicates, and whether they are where they must be."""
-    nan = float("nan")
-    rates = found.mean(axis=0)
-    rejected, coverage, naive, predicted, bias = nan, nan, nan, nan, nan
-    if scenario.kind in ("null", "power"):
-        rejected, coverage, naive = (float(r) for r in rates[:3])
-        fine = COVERAGE[0] <= coverage <= COVERAGE[1]
-        if scenario.kind == "null":
-            fine &= TYPE_ONE[0] <= rejected <= TYPE_ONE[1]
-        else:
-            # What smallest_detectable promises: critical value and error of the replicate.
-            errors, factor = found[:, 4], found[:, 5] - 0.8416
-            mean = float(found[:, 3].mean())
-            predicted = float(stats.norm.cdf(abs(mean) / errors - factor).mean())
-            fine &= abs(rejected - predicted) <= POWER
+def rates(scenario: Scenario, found: np.ndarray) -> dict[str, float]:
+    """The rates of a scenario's replicates: fields of `Row`."""
+    mean = [float(r) for r in found.mean(axis=0)]
+    if scenario.kind == "null":
+        of = {"rejected": mean[0], "coverage": mean[1], "naive": mean[2]}
+    elif scenario.kind == "power":
+        # What smallest_detectable promises: critical value and error of the replicate.
+        errors, factor = found[:, 4], found[:, 5] - 0.8416
+        predicted = float(stats.norm.cdf(abs(mean[3]) / errors - factor).mean())
+        of = {"rejected": mean[0], "coverage": mean[1], "naive": mean[2], "predicted": predicted}
     elif scenario.kind == "error":
-        bias, coverage, naive = float(rates[0] - 1), float(rates[1]), float(rates[2])
-        fine = COVERAGE[0] <= coverage <= COVERAGE[1]
+        of = {"bias": mean[0] - 1, "coverage": mean[1], "naive": mean[2]}
     else:
-        rejected, naive = float(rates[0]), float(rates[1])
-        fine = (TYPE_ONE[0] if scenario.kind == "family" else 0.0) <= rejected <= TYPE_ONE[1]
-    return Row(
-        scenario.name,
-        scenario.kind,
-        len(found),
-        rejected,
-        coverage,
-        naive,
-        predicted,
-        bias,
-        bool(fine),
-        scenario.held,
+        of = {"rejected": mean[0], "naive": mean[1]}
+    return of | {"replicates": len(found)}
+
+
+def summarised(scenario: Scenario, found: dict[str, float]) -> Row:
+    """A row of the table, and whether it is where it must be."""
+    nan = float("nan")
+    row = Row(
+        name=scenario.name,
+        kind=scenario.kind,
+        replicates=int(found["replicates"]),
+        rejected=found.get("rejected", nan),
+        coverage=found.get("coverage", nan),
+        naive=found.get("naive", nan),
+        predicted=found.get("predicted", nan),
+        bias=found.get("bias", nan),
+        fine=False,
+        held=scenario.held,
     )
+    fine = True
+    if scenario.kind in ("null", "power", "error"):
+        fine = COVERAGE[0] <= row.coverage <= COVERAGE[1]
+    if scenario.kind in ("null", "family"):
+        fine &= TYPE_ONE[0] <= row.rejected <= TYPE_ONE[1]
+    if scenario.kind == "flags":
+        fine = row.rejected <= TYPE_ONE[1]
+    if scenario.kind == "power":
+        fine &= abs(row.rejected - row.predicted) <= POWER
+    return replace(row, fine=bool(fine))
+
+
+def summarise(scenario: Scenario, found: np.ndarray) -> Row:
+    """The row of a scenario's replicates."""
+    return summarised(scenario, rates(scenario, found))
+
+
+#: What decides the rows of a kind, beside this file: a kept row of other sources is made anew.
+_SOURCES = {
+    "null": ("slope", "few_clusters", "inference", "regression"),
+    "power": ("slope", "few_clusters", "inference", "regression"),
+    "error": ("slope", "measurement"),
+    "family": ("slope", "few_clusters", "multiplicity", "ladder"),
+    "flags": ("support",),
+}
+
+
+def _settings(scenario: Scenario, replicates: int, seed: int) -> dict[str, object]:
+    """What a row was made with."""
+    digest = hashlib.sha256()
+    for name in _SOURCES[scenario.kind]:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return {"replicates": replicates, "seed": seed, "draws": DRAWS, "sources": digest.hexdigest()[:16]}
+
+
+def _kept(path: Path | None) -> Iterator[dict[str, object]]:
+    """The lines of a file of rows; a line cut short by a kill is left out."""
+    if path is not None and path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
 
 
 def run(
-    replicates: int = REPLICATES, seed: int = 0, workers: int = 1, chosen: list[int] | None = None
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    workers: int = 1,
+    chosen: list[int] | None = None,
+    keep: Path | None = None,
 ) -> list[Row]:
-    """Runs the scenarios (all, or those of these numbers)."""
+    """Runs the scenarios (all, or those of these numbers).
+
+    Args:
+        replicates: of each scenario.
+        seed: of the draws.
+        workers: processes.
+        chosen: numbers of scenarios, or None for all.
+        keep: a file that takes every finished row; rows it holds under the same settings are not made again.
+    """
     step = max(1, min(100, replicates))
     everything = scenarios()
-    rows = []
+    numbers = list(range(len(everything)) if chosen is None else chosen)
+    settings = {n: _settings(everything[n], replicates, seed) for n in numbers}
+    names = {everything[n].name: n for n in numbers}
+    rows: dict[int, Row] = {}
+    for line in _kept(keep):
+        number = names.get(str(line.get("name")))
+        if number is not None and line.get("settings") == settings[number]:
+            rows[number] = summarised(everything[number], line["rates"])  # type: ignore[arg-type]
     with ProcessPoolExecutor(workers) as pool:
         jobs = {
             number: [
                 pool.submit(replicate, number, start, min(step, replicates - start), seed)
                 for start in range(0, replicates, step)
             ]
-            for number in (range(len(everything)) if chosen is None else chosen)
+            for number in numbers
+            if number not in rows
         }
         for number, parts in jobs.items():
-            row = summarise(everything[number], np.concatenate([part.result() for part in parts]))
+            scenario = everything[number]
+            found = rates(scenario, np.concatenate([part.result() for part in parts]))
+            row = rows[number] = summarised(scenario, found)
+            if keep is not None:
+                with keep.open("a", encoding="utf-8") as file:
+                    line = {"name": scenario.name, "settings": settings[number], "rates": found}
+                    file.write(json.dumps(line) + "\n")
             print(f"{'ok ' if row.fine else 'OFF' if row.held else '-  '} {row}", file=sys.stderr, flush=True)
-            rows.append(row)
-    return rows
+    return [rows[number] for number in numbers]
 
 
 def page(rows: list[Row], seed: int, seconds: float, cpu: str) -> str:
@@ -555,7 +623,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
-    rows = run(options.replicates, options.seed, options.workers, options.only)
+    # Finished rows lie beside the table until it is whole: a run that was stopped goes on.
+    keep = None if options.out is None else options.out.with_name(options.out.name + ".rows")
+    rows = run(options.replicates, options.seed, options.workers, options.only, keep)
     text = page(rows, options.seed, time.monotonic() - started, _cpu())
     if options.out is None:
         print(text)

@@ -77,8 +77,8 @@ BandwidthOption = Annotated[
     typer.Option(
         "--bandwidth",
         metavar="B",
-        help="A number, ess=N, mass=N, mu=X or @bandwidth.json; repeatable, the first is the primary one "
-        "[default: ess=1000 ess=10 ess=100 ess=10000].",
+        help="A number, ess=N, mass=N, mu=X, loo or @bandwidth.json; repeatable, the first is the primary "
+        "one [default: ess=1000 ess=10 ess=100 ess=10000].",
     ),
 ]
 

@@ -87,6 +87,17 @@ IoOption = Annotated[
 ]
 
 
+AdaptiveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--adaptive",
+        metavar="C",
+        help="Also with a bandwidth of each query's own: C times the distance of the last of its nearest "
+        "rows (--neighbors), for the volume of the local dimension.",
+    ),
+]
+
+
 def estimating(
     method: str, tolerance: str | None, index: Path | None, executor: str = "local"
 ) -> dict[str, Any]:
@@ -211,6 +222,12 @@ def report_density(table: DensityTable, out: Path) -> None:
             f"  {entry['kernel']} h = {entry['bandwidth']:.6g} ({entry['rule']}): "
             f"median log density {median:.4f}, median ess {ess:.4g}"
         )
+    for entry in table.run.get("adaptive", []):
+        volume = "" if entry["dimension"] is None else f", volume of {entry['dimension']:.3g} dimensions"
+        lines.append(
+            f"  {entry['kernel']} h(q) = {entry['factor']:g} × distance of nearest row {entry['neighbors']}: "
+            f"{entry['smallest']:.4g} to {entry['largest']:.4g}, median {entry['bandwidth']:.4g}{volume}"
+        )
     _common.emit(
         {
             "out": str(out),
@@ -218,7 +235,7 @@ def report_density(table: DensityTable, out: Path) -> None:
             "rows": table.run["store"]["n"],
             "bandwidths": summary,
             "method": table.run["method"],
-            **({"approximate": table.run["approximate"]} if "approximate" in table.run else {}),
+            **{name: table.run[name] for name in ("approximate", "adaptive") if name in table.run},
             "precision": table.run["precision"],
             "simd": table.run["simd"],
             "seconds": table.run["seconds"],

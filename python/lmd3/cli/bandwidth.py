@@ -46,6 +46,7 @@ def bandwidth(
     \b
     Example:
       lmd3 bandwidth corpus.lmd3 questions.jsonl --bandwidth ess=1000 -o bandwidth.json
+      lmd3 bandwidth corpus.lmd3 questions.jsonl --bandwidth loo -o bandwidth.json
     """
     from lmd3.cli._density import estimator, open_sides
     from lmd3.results import write_json
@@ -79,5 +80,14 @@ def _line(entry: Bandwidth) -> str:
     if entry.achieved is None:
         return line
     interval = f"95 % interval {entry.achieved_low:.4g} to {entry.achieved_high:.4g}"
+    if entry.curve is not None:
+        line += (
+            f"  (mean log density of {entry.sampled_queries} rows left out {entry.achieved:.4f}, {interval})"
+        )
+        shown = entry.curve[:: max(1, len(entry.curve) // 24)]
+        steps = [
+            f"    h = {h:<10.4g} {mean:>12.3f} ± {error:<8.3f} ess {ess:.4g}" for h, mean, error, ess in shown
+        ]
+        return "\n".join([line, *steps])
     sample = f"{entry.sampled_queries} queries, {entry.sampled_rows:,} rows"
     return f"{line}  (median {entry.achieved:.4g}, {interval}, {sample})"

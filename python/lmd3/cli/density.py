@@ -20,6 +20,7 @@ from lmd3.cli._common import (
     ThreadsOption,
 )
 from lmd3.cli._density import (
+    AdaptiveOption,
     AddressOption,
     AnyEncoderOption,
     CorpusArgument,
@@ -95,6 +96,7 @@ def density(
     price: Annotated[
         float | None, typer.Option("--price", metavar="P", help="Of a node for an hour, in any currency.")
     ] = None,
+    adaptive: AdaptiveOption = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     max_memory: MemoryOption = "2GB",
@@ -120,6 +122,7 @@ def density(
       lmd3 density corpus.lmd3 questions.jsonl --text question -o density/
       lmd3 density corpus.lmd3 queries.npy --bandwidth 0.1 --bandwidth ess=100 --by-group -o density/
       lmd3 density corpus.lmd3 corpus.lmd3 --exclude-self -o self/
+      lmd3 density corpus.lmd3 questions.jsonl --adaptive 0.2 --neighbors 100 -o density/
       lmd3 density corpus.lmd3 questions.jsonl --plan
       lmd3 density corpus.lmd3 questions.jsonl --extend density/ -o density-after-append/
       lmd3 density corpus.lmd3 questions.jsonl --method auto --tolerance reliability=0.99 -o density/
@@ -152,6 +155,8 @@ def density(
         raise ParameterError(f"--method {method} takes no --shard", remedy="shards are for the exact method")
     if method != "exact" and extend is not None:
         raise ParameterError(f"--method {method} takes no --extend", remedy="kept segments are exact sums")
+    if adaptive is not None and part is not None:
+        raise ParameterError("--adaptive is for a whole job, not for a --shard of one")
     chosen = estimating(method, tolerance, index, executor)
     kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder, io)
     kde.set_params(**chosen)
@@ -194,7 +199,7 @@ def density(
         _report_shard(kde.fit(store).scan_shard(asked, part, **options), part, out)
         return
     runs = make_executor(executor, threads=threads, address=address)
-    table = kde.fit(store).density(asked, **options, extend=extend, executor=runs)
+    table = kde.fit(store).density(asked, **options, extend=extend, executor=runs, adaptive=adaptive)
     for notice in table.run["notices"]:
         _common.notice(notice)
     if table.run["zero_densities"]:

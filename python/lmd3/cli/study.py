@@ -31,6 +31,7 @@ from lmd3.cli._common import (
     read_outcomes,
 )
 from lmd3.cli._density import (
+    AdaptiveOption,
     AddressOption,
     AnyEncoderOption,
     ExecutorOption,
@@ -181,6 +182,7 @@ def study(
     method: MethodOption = "exact",
     tolerance: ToleranceOption = None,
     index: IndexOption = None,
+    adaptive: AdaptiveOption = None,
     executor: ExecutorOption = "local",
     address: AddressOption = None,
     max_memory: MemoryOption = "2GB",
@@ -252,6 +254,7 @@ def study(
     from lmd3.bandwidth import DEFAULT_RULES
     from lmd3.cli.density import METHODS, PRECISIONS
     from lmd3.density import KernelDensity
+    from lmd3.density.adaptive import check_factor
     from lmd3.density.held_out import held_out, random_densities, some_rows
     from lmd3.encoders.run import encoder_from_store
     from lmd3.executors import make_executor
@@ -306,6 +309,7 @@ def study(
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,
+        **({} if adaptive is None else {"adaptive": adaptive}),
     }
     relating: dict[str, Any] = {
         "outcome_name": outcome or ("nats_per_token" if scorer else None),
@@ -417,6 +421,10 @@ def study(
         if value not in known:
             raise ParameterError(f"unknown {name} {value!r}", remedy=f"choose one of {', '.join(known)}")
     lmd3.KernelDensity(**estimating).check_params()
+    if adaptive is not None:
+        check_factor(adaptive, estimating["kernel"])
+        if method != "exact":
+            raise ParameterError("--adaptive is for exact sums", remedy="leave --method out")
 
     scored: dict[str, Any] = {"model": scorer, "queries": test.settings}
     if scorer is None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
+from lmd3.density.adaptive import adaptive as adaptive_densities
+from lmd3.density.adaptive import check_factor, rows_of
 from lmd3.density.approximate import (
     METHODS,
     Approximation,
@@ -56,7 +59,8 @@ class KernelDensity:
             (von Mises–Fisher, exp((⟨x,q⟩ − 1)/h²), for unit vectors only), "laplacian" (exp(−‖x − q‖₁/h)),
             "tophat", "epanechnikov" or "linear" (zero from distance h on); or a list of them.
         bandwidth: h, or a rule ("ess=1000": the h whose median effective sample size over the queries is
-            1000; "mass=10": whose median kernel sum is 10; "mu=0.01": whose median density is 0.01), or
+            1000; "mass=10": whose median kernel sum is 10; "mu=0.01": whose median density is 0.01; "loo": of
+            the largest leave-one-out likelihood of the rows, duplicates left out with a row), or
             "@bandwidth.json", or a list of these; the first is the primary one. A rule is resolved by
             `fit(…, queries=…)`, else by the first scoring call, and kept.
         normalize: whether `score_samples` divides by the kernel's integral over ℝᵈ. (`density` does
@@ -293,6 +297,7 @@ class KernelDensity:
         folder: str | Path | None = None,
         extend: str | Path | None = None,
         executor: Executor | None = None,
+        adaptive: float | None = None,
         notice: Callable[[str], None] | None = None,
         progress: ProgressFactory | None = None,
     ) -> DensityTable:
@@ -315,6 +320,8 @@ class KernelDensity:
             executor: where the segments are scanned (`lmd3.executors.make_executor`) [in this process]; the
                 bytes do not depend on it. Other than in this process it needs a `folder` and a corpus that
                 all workers see under the same path.
+            adaptive: also densities with a bandwidth of each query's own, this times the distance of the
+                last of its nearest rows (`lmd3.density.adaptive`); rule `adaptive=C` of the table.
             notice: takes lines on what is continued and what was damaged.
             progress: shows progress.
 
@@ -336,6 +343,8 @@ class KernelDensity:
                     "workers elsewhere need files: a corpus with a path, and a folder for what they find",
                     remedy="save the rows to a file or store, and give folder=",
                 )
+        if adaptive is not None:
+            self._check_adaptive(adaptive, executor)
         if self.method != "exact":
             store, job = self._job(queries, settings, None, progress or silent)
             if executor is not None and not executor.in_process:
@@ -369,7 +378,49 @@ class KernelDensity:
         table.run.update(settings=settings, seconds=round(time.time() - started, 3))
         if work is not None:
             table.run["work"] = work
+        if adaptive is not None:
+            table = self._adapted(table, job, scan, store, adaptive, progress or silent)
+            table.run["seconds"] = round(time.time() - started, 3)
         return table
+
+    def _check_adaptive(self, factor: float, executor: Executor | None) -> None:
+        """Refuses densities of bandwidths of the queries' own where they can't be made, before any work."""
+        self._check_fitted()
+        check_factor(factor, self._kernels())
+        if self.method != "exact" or (executor is not None and not executor.in_process):
+            raise ParameterError(
+                "adaptive bandwidths are for exact sums in this process",
+                remedy="leave the method and executor out",
+            )
+        if design_of(self.store_) is not None:
+            raise ParameterError("the corpus is a sample: no standard error is known of adaptive densities")
+
+    def _adapted(
+        self,
+        table: DensityTable,
+        job: Job,
+        scan: Any,
+        store: Store,
+        factor: float,
+        progress: ProgressFactory,
+    ) -> DensityTable:
+        """The table with the rows of adaptive bandwidths behind the others."""
+        parts, facts = [table.density], []
+        for kernel in self._kernels():
+            found = adaptive_densities(
+                job.scanner,
+                job.queries,
+                kernel,
+                factor,
+                scan.neighbor_distances,
+                job.asked.own,
+                job.asked.exclude_within,
+                progress,
+            )
+            parts.append(rows_of(found, kernel, store.ids(), job.scanner.arithmetic))
+            facts.append({"kernel": kernel, **found.facts()})
+        run = table.run | {"adaptive": facts}
+        return DensityTable(pa.concat_tables(parts), table.queries, table.neighbors, run)
 
     def scan_shard(
         self,
@@ -677,7 +728,10 @@ class KernelDensity:
             return
         kernels = self._kernels()
         rules, self.notices_ = self._allowed_rules()
-        self._keep(resolve_rules(self._scanner(), kernels, rules, queries, asked, self.seed, progress))
+        notices: list[str] = []
+        found = resolve_rules(self._scanner(), kernels, rules, queries, asked, self.seed, progress, notices)
+        self.notices_ += notices
+        self._keep(found)
 
 
 def _settings(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmd3.bandwidth import Bandwidth, Rule, resolve
+from lmd3.density.leave_one_out import likeliest
 from lmd3.density.scan import Asked, Scanner
 from lmd3.progress import ProgressFactory
 from lmd3.store import Store, open_store
@@ -29,8 +30,9 @@ def resolve_rules(
     asked: Asked,
     seed: int,
     progress: ProgressFactory,
+    notices: list[str] | None = None,
 ) -> list[Bandwidth]:
-    """The bandwidths of every kernel and rule, kernels outermost.
+    """The bandwidths of every kernel and rule, kernels outermost; `notices` takes what to know of them.
 
     Raises:
         ParameterError: a target that no bandwidth reaches.
@@ -58,8 +60,8 @@ def resolve_rules(
         weights = scanner.weights if scanner.weights is not None else scanner.store.weights()
         if weights is not None and rows is not scanner:
             weights = rows.weights
-        resolved += resolve(
-            rules,
+        found = resolve(
+            [rule for rule in rules if rule.kind != "loo"],
             kernel,
             evaluate,
             scale=stretch * scale,
@@ -70,6 +72,23 @@ def resolve_rules(
             mass_share=share,
             weight=None if weights is None else float(weights.sum(dtype=np.float64)),
         )
+        for rule in rules:
+            if rule.kind != "loo":
+                resolved.append(found.pop(0))
+                continue
+            best, note = likeliest(
+                rows,
+                kernel,
+                rule,
+                scale=stretch * scale,
+                weights=weights,
+                exclude_within=asked.exclude_within,
+                seed=seed,
+                progress=progress,
+            )
+            resolved.append(best)
+            if note is not None and notices is not None:
+                notices.append(note)
     return resolved
 
 
@@ -80,8 +99,8 @@ def rule_rows(scanner: Scanner, rules: Sequence[Rule], all_rows: bool) -> int:
     """
     store = scanner.store
     # A density of mu is a kernel sum of mu times the rows.
-    targets = [r.value * (store.n if r.kind == "mu" else 1) for r in rules if r.kind != "number"]
-    smallest = min(targets, default=1.0)
+    targets = [r.value * (store.n if r.kind == "mu" else 1) for r in rules if r.kind not in ("number", "loo")]
+    smallest = min(targets, default=math.inf)
     rows = max(RULE_ROWS, math.ceil(store.n * RULE_EFFECTIVE / smallest))
     # A gathered sample must fit the memory allowed; weights and left-out rows need the whole.
     if all_rows or scanner.weights is not None or rows * store.d * 4 > scanner.memory:
