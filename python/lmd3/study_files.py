@@ -194,6 +194,26 @@ CONTRASTS = _schema(
     clusters=_COUNT,
 )
 
+#: Before and after an intervention (`--before`). `test`: `mean change` (t interval over clusters, p-value by
+#: sign flips of clusters), `McNemar` (exact; `estimate` and its interval are the odds gained : lost),
+#: `randomisation` (slope on log(1 + dose), dose permuted inside groups; `statistic` is a correlation),
+#: `mediation` (per unit of log(1 + dose)). `part`: all queries, those of one dose, or a path.
+PAIRED = _schema(
+    test=_TEXT,
+    part=_TEXT,
+    n=_COUNT,
+    before=_NUMBER,
+    after=_NUMBER,
+    gained=_NUMBER,
+    lost=_NUMBER,
+    estimate=_NUMBER,
+    std_error=_NUMBER,
+    statistic=_NUMBER,
+    p_value=_NUMBER,
+    ci_low=_NUMBER,
+    ci_high=_NUMBER,
+)
+
 #: Training texts that are among the neighbours of most queries.
 HUBS = _schema(neighbor_id=_TEXT, neighbor_group=_TEXT, occurrences=_COUNT)
 
@@ -212,6 +232,7 @@ STUDY = {
     "subset_changes": SUBSET_CHANGES,
     "simex": SIMEX,
     "contrasts": CONTRASTS,
+    "paired": PAIRED,
     "hubs": HUBS,
 }
 
@@ -231,6 +252,8 @@ SUMMARY = {
     "heterogeneity": "between groups: q, df, p_value, i_squared, tau",
     "measurement": "reliability (partial), marginal_reliability, mean_std_error, regression_calibration and "
     "simex (estimate, std_error, ci_*), advice",
+    "paired": "before and after: mean_change, mcnemar, randomisation; mediation (indirect, direct, total "
+    "with intervals, share, rho_zero, sensitivity, statsmodels), or why it is refused",
     "support": "alpha, calibration_rows, unsupported, share",
     "diagnostics": "hubness (skewness, largest), anisotropy, local_dimension, duplicates, influence, "
     "corpus_distance (mmd, sliced_wasserstein with p_values)",

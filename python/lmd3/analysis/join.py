@@ -199,8 +199,13 @@ def _of_density(
     return Predictors(frame, specifications, ess, errors, by_group, neighbors, run, file)
 
 
-def less_reference(of: Predictors, reference: Predictors) -> Predictors:
+def less_reference(of: Predictors, reference: Predictors, name: str | None = None) -> Predictors:
     """log density less that under a reference corpus, at the same kernels and bandwidths.
+
+    Args:
+        of: the densities.
+        reference: those taken off.
+        name: of the new predictor [that of the densities].
 
     Raises:
         ParameterError: the two were not made with the same numbers, or neither is a density table.
@@ -214,9 +219,10 @@ def less_reference(of: Predictors, reference: Predictors) -> Predictors:
         errors=[of.errors[n] for n in fixed],
     )
     theirs = {(s.kernel, s.bandwidth): s for s in reference.specifications}
+    named = of.specifications if name is None else [replace(s, predictor=name) for s in of.specifications]
     frame, other = of.frame.copy(), reference.frame.set_index("id")
     errors: list[pd.Series[Any] | None] = []
-    for s, own in zip(of.specifications, of.errors, strict=True):
+    for s, own, new in zip(of.specifications, of.errors, named, strict=True):
         match = theirs.get((s.kernel, s.bandwidth))
         if s.kernel is None or match is None:
             raise ParameterError(
@@ -225,11 +231,11 @@ def less_reference(of: Predictors, reference: Predictors) -> Predictors:
                 remedy="make both with one `bandwidth.json` (--bandwidth @bandwidth.json)",
             )
         under = other[match.column].reindex(frame["id"]).to_numpy(dtype=np.float64)
-        frame[s.column] = frame[s.column].to_numpy(dtype=np.float64) - under
+        frame[new.column] = frame[s.column].to_numpy(dtype=np.float64) - under
         its = reference.errors[reference.specifications.index(match)]
         both = own is not None and its is not None
         errors.append(np.hypot(own, its.reindex(own.index)) if both else None)  # type: ignore[union-attr,arg-type]
-    return replace(of, frame=frame, errors=errors, density=None)
+    return replace(of, frame=frame, specifications=named, errors=errors, density=None)
 
 
 def _order(

@@ -26,6 +26,7 @@ from lmd3.analysis import ladder as _ladder
 from lmd3.analysis import measurement as _measurement
 from lmd3.analysis import multiplicity as _many
 from lmd3.analysis import neighborhoods as _near
+from lmd3.analysis import paired as _paired
 from lmd3.analysis import regression as _regression
 from lmd3.analysis import subsets as _subsets
 from lmd3.analysis import support as _support
@@ -59,6 +60,8 @@ class Options:
     graph: _adjustment.Graph | None = None
     wanted: str | Sequence[str] = "default"
     random: pd.DataFrame | None = None
+    #: Of a study of changes: whether both outcomes are 0 or 1.
+    paired: bool | None = None
 
 
 class _Work:
@@ -226,6 +229,7 @@ def analyse(
     results = {name: fitted.results for name, fitted in work.fits.items()}
     results |= _other_models(work, labels)
     facts |= _contrasted(work, clusters, files)
+    facts |= _pairs(work)
     if sample.vectors is not None:
         vectors = sample.vectors[rows]
         weights = np.sqrt(headline.slope.weights)
@@ -575,7 +579,7 @@ def _supported(work: _Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """Columns for the points, and facts: conformal p-values."""
     sample, s = work.sample, work.sample.specifications[0]
     calibration = work.options.support
-    if calibration is None or work.options.plain is not None:
+    if calibration is None or work.options.plain is not None or s.predictor == _paired.CHANGE:
         work.absent["support"] = "no densities of held-out training rows (--support)"
         return {}, {}
     match = [c for c in calibration.specifications if (c.kernel, c.bandwidth) == (s.kernel, s.bandwidth)]
@@ -743,6 +747,42 @@ def _contrasted(work: _Work, clusters: np.ndarray | None, files: Mapping[str, st
         return {"contrast": differences.iloc[0].to_dict()} if len(differences) else {}
     work.absent["contrasts"] = "no other model (--contrast) and no reference corpus (--reference) given"
     return {}
+
+
+def _pairs(work: _Work) -> dict[str, Any]:
+    """Tests of a study of changes: mean change, McNemar, randomisation, mediation."""
+    sample, options = work.sample, work.options
+    if options.paired is None or sample.joined is None:
+        work.absent["paired"] = "no outcomes before an intervention (--before)"
+        return {}
+    frame = sample.joined
+    raw = frame[["value", _paired.BEFORE, _paired.AFTER]].astype(np.float64)
+    dose = change = None
+    if _paired.LOG_DOSE in frame.columns:
+        dose = frame[_paired.LOG_DOSE].to_numpy(dtype=np.float64)
+    s = sample.specifications[0]
+    if s.predictor == _paired.CHANGE:
+        change = sample.raw[s.column].to_numpy(dtype=np.float64)
+    else:
+        sample.notices.append(
+            "The densities before the intervention are not given (--density-before): the predictor is the "
+            "log density after it, not its change."
+        )
+    held = [c for c in sample.controls.names if c != _paired.LOG_DOSE]
+    whole = np.isin(raw[[_paired.BEFORE, _paired.AFTER]].to_numpy(), (0.0, 1.0)).all()
+    table, facts = _paired.tests(
+        raw,
+        bool(options.paired and whole),
+        dose,
+        change,
+        sample.frame[held].to_numpy(dtype=np.float64),
+        sample.codes(work.everything),
+        sample.effects(work.everything),
+        options.draws,
+        options.seed,
+    )
+    work.tables["paired"] = table
+    return {"paired": facts}
 
 
 def _terms_in_words(terms: str, s: _join.Specification, groups: pd.Series[Any] | None) -> str:

@@ -41,6 +41,7 @@ class Sample:
     weights: np.ndarray | None = None
     vectors: np.ndarray | None = None
     cluster_source: str = "none"
+    joined: pd.DataFrame | None = None
 
     @classmethod
     def of(
@@ -54,6 +55,7 @@ class Sample:
         wanted: str | Sequence[str],
         floor: float | None,
         files: Mapping[str, str | None],
+        held: Sequence[str] = (),
     ) -> Sample:
         """Resolves the controls, keeps the complete rows and standardises; raises as `regress`."""
         frame, counts = joined.frame, joined.counts
@@ -62,6 +64,10 @@ class Sample:
         chosen = _controls.choose(
             wanted, frame, [] if described is None else list(map(str, described.columns)), name
         )
+        # What the design itself holds fixed, whatever controls are asked for.
+        for c in [c for c in held if c not in chosen.names]:
+            chosen.base.insert(0, c)
+            chosen.names.insert(0, c)
         beside = [c for c in (_controls.TYPICALITY, _controls.MAX_COSINE) if c in frame.columns and c != name]
         columns = list(dict.fromkeys([*chosen.names, *beside]))
         values = {c: tables.numbers(frame[c], c, files["density"]) for c in columns}
@@ -129,6 +135,7 @@ class Sample:
             raw,
             weights,
             cluster_source="none" if cluster is None else "column",
+            joined=frame[complete].reset_index(drop=True),
         )
         if raw["value"].nunique() < 2:
             raise ParameterError(

@@ -24,6 +24,7 @@ from lmd3.analysis import adjustment as _adjustment
 from lmd3.analysis import few_clusters as _few
 from lmd3.analysis import join as _join
 from lmd3.analysis import ladder as _ladder
+from lmd3.analysis import paired as _paired
 from lmd3.analysis.sample import Sample
 from lmd3.errors import OutputError, ParameterError
 
@@ -148,6 +149,9 @@ def regress(
     corpus: Any = None,
     adjust: str | Path | None = None,
     random_controls: Any = None,
+    before: Any = None,
+    density_before: Any = None,
+    dose: str | None = None,
     seed: int = 0,
     id: str | None = None,
     files: Mapping[str, str] | None = None,
@@ -185,6 +189,10 @@ def regress(
         adjust: file of a causal graph or adjustment set (`lmd3.analysis.adjustment`).
         random_controls: a table (id, draw, log_density) of densities among vectors that mean nothing
             (`lmd3.density.held_out.random_densities`): their slopes stand beside.
+        before: outcomes of the same queries before an intervention: the study is of the change
+            (`lmd3.analysis.paired`).
+        density_before: their densities before it, at the same bandwidths: the predictor is the change.
+        dose: with `before`, a column of the outcomes: the number of texts leaked per query, or 0 and 1.
         seed: of shuffles, draws, folds and k-means.
         id: id column of a plain predictor table.
         files: names for messages and `run.json` (`outcomes`, `density`, `covariates`) of tables given as
@@ -201,6 +209,10 @@ def regress(
     from lmd3.analysis.run import Options, analyse
 
     started = time.monotonic()
+    if before is None and (density_before is not None or dose is not None):
+        raise ParameterError("densities before and a dose go with outcomes before", remedy="give --before")
+    if before is not None and (reference is not None or contrast is not None):
+        raise ParameterError("a change is related to a change: no reference or contrast beside --before")
     if shuffles < 200:
         raise ParameterError(f"{shuffles} shuffles are too few", remedy="take at least 200")
     if draws < 199:
@@ -213,6 +225,8 @@ def regress(
             "covariates": covariates,
             "contrast": contrast,
             "reference": reference,
+            "before": before,
+            "density_before": density_before,
             "support": support,
             "queries": queries,
         }.items()
@@ -220,13 +234,22 @@ def regress(
     asked = [bandwidth] if isinstance(bandwidth, (int, float, str)) else bandwidth
     scores = _scores(outcome, outcome_name, origins["outcomes"])
     predictors = _join.read_predictors(density, predictor, asked, id)
-    plain_predictors = None
+    plain_predictors, paired = None, None
+    if before is not None:
+        paired = scores["kind"][0].as_py() == "binary"
+        earlier = _scores(before, outcome_name, origins["before"])
+        scores = _paired.differences(scores, earlier, dose, origins["before"])
+        if density_before is not None:
+            under = _join.read_predictors(density_before, predictor, None, id)
+            predictors = _join.less_reference(predictors, under, _paired.CHANGE)
     if reference is not None:
         under = _join.read_predictors(reference, predictor, None, id)
-        plain_predictors, predictors = predictors, _join.less_reference(predictors, under)
+        plain_predictors = predictors
+        predictors = _join.less_reference(predictors, under, f"{predictor}_less_reference")
     described = None if covariates is None else tables.as_frame(covariates)
     joined = _join.join(scores, predictors, described, files=origins)
-    sample = Sample.of(joined, predictors, described, scores, cluster, within, controls, floor, origins)
+    held = () if paired is None else _paired.held(joined.frame, dose is not None)
+    sample = Sample.of(joined, predictors, described, scores, cluster, within, controls, floor, origins, held)
     graph = None
     if adjust is not None:
         graph = _adjustment.read_graph(adjust, predictor, sample.outcome)
@@ -245,6 +268,7 @@ def regress(
         graph,
         controls,
         None if random_controls is None else tables.as_frame(random_controls),
+        paired,
     )
     study = analyse(sample, predictors, options, origins)
     study.run["created"] = datetime.now(UTC).isoformat(timespec="seconds")

@@ -352,6 +352,7 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
             f"Slope of {other['side']}: {signed(other['estimate'])} {unit} per standard deviation "
             f"({_range(other)}, {p_value(other['p_value'])}), {other['covariance']}."
         )
+    out += _changed(facts)
     apart = facts.get("heterogeneity")
     if apart and apart.get("groups", 0) > 1:
         out.append(
@@ -390,6 +391,41 @@ def findings(facts: Mapping[str, Any]) -> list[str]:
     bent = facts.get("curvature")
     if bent and bent["p_curvature"] < 0.01:
         out.append(f"The effect of {what} is not a straight line ({p_value(bent['p_curvature'])}).")
+    return out
+
+
+def _changed(facts: Mapping[str, Any]) -> list[str]:
+    """What the tests of a study of changes say."""
+    of = facts.get("paired")
+    if not of:
+        return []
+    mean = of["mean_change"]
+    out = [
+        f"The outcome went from {number(mean['before'])} to {number(mean['after'])} on average: "
+        f"{signed(mean['estimate'])} ({_range(mean)}, {p_value(mean['p_value'])} by sign flips)."
+    ]
+    if "mcnemar" in of:
+        m = of["mcnemar"]
+        out.append(
+            f"{m['gained']:,.0f} queries turned right and {m['lost']:,.0f} wrong (McNemar’s exact test, "
+            f"{p_value(m['p_value'])}, which takes queries as independent)."
+        )
+    if "randomisation" in of:
+        r = of["randomisation"]
+        out.append(
+            f"If doses were assigned at random within groups, that none matters has {p_value(r['p_value'])} "
+            f"({r['permutations']:,} permutations)."
+        )
+    through = of.get("mediation")
+    if through and "refused" in through:
+        out.append(f"Mediation is not estimated: {through['refused']}.")
+    elif through:
+        value, low, high = through["indirect"]
+        out.append(
+            f"Of the dose’s effect {signed(value)} ({signed(low)} to {signed(high)}) passes through density, "
+            f"{signed(through['direct'][0])} does not; an error correlation of "
+            f"{number(through['rho_zero'], 2)} would explain the first away."
+        )
     return out
 
 

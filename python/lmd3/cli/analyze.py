@@ -118,6 +118,30 @@ def analyze(
             help="A causal graph (lines `a -> b`) or a list of controls: mediators and colliders are named.",
         ),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            "--before",
+            metavar="FILE",
+            help="Outcomes of the same queries before an intervention: the study is of the change.",
+        ),
+    ] = None,
+    density_before: Annotated[
+        Path | None,
+        typer.Option(
+            "--density-before",
+            metavar="DENSITY",
+            help="Densities before it, at the same bandwidths: the predictor is their change.",
+        ),
+    ] = None,
+    dose: Annotated[
+        str | None,
+        typer.Option(
+            "--dose",
+            metavar="COL",
+            help="With --before: the column of the outcomes that says how often a query was leaked (or 0/1).",
+        ),
+    ] = None,
     force: _common.ForceOption = False,
     seed: _common.SeedOption = 0,
 ) -> None:
@@ -132,10 +156,12 @@ def analyze(
       lmd3 analyze density loss.parquet -o study --covariates covariates.parquet --within group
       lmd3 analyze table.csv table.csv -o study --predictor max_cosine --outcome-value correct --cluster task
       lmd3 analyze density tuned.jsonl -o study --outcome-value correct --contrast base.jsonl
+      lmd3 analyze density-after after.jsonl -o study --before before.jsonl --density-before density-before \
+        --dose copies --within subject
     """
     folder = _common.prepare_output(out, force, results=_RESULTS)
     _common.existing(density)
-    for path in (covariates, contrast, reference, support, queries, adjust):
+    for path in (covariates, contrast, reference, support, queries, adjust, before, density_before):
         if path is not None:
             _common.existing(path)
 
@@ -162,9 +188,16 @@ def analyze(
         support=support,
         queries=_vectors(queries, density),
         adjust=adjust,
+        before=None
+        if before is None
+        else _common.read_outcomes(str(before), id=outcome_id, value=outcome_value, outcome=outcome),
+        density_before=density_before,
+        dose=dose,
         seed=seed,
         id=id,
-        files={"outcomes": str(outcomes)} | ({} if contrast is None else {"contrast": str(contrast)}),
+        files={"outcomes": str(outcomes)}
+        | ({} if contrast is None else {"contrast": str(contrast)})
+        | ({} if before is None else {"before": str(before)}),
     )
     study.run["arguments"] = list(_common.manners.arguments)
     study.save(folder)

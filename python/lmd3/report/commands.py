@@ -87,9 +87,14 @@ def _analyze(parts: StudyFiles) -> str:
     arguments += [inputs.get("outcomes") or "outcomes", "-o", "analysis"]
     if inputs.get("covariates"):
         arguments += ["--covariates", inputs["covariates"]]
-    arguments += ["--outcome", facts["outcome"]]
-    if run.get("predictor") not in (None, "log_density"):
-        arguments += ["--predictor", run["predictor"]]
+    arguments += ["--outcome", str(facts["outcome"]).removeprefix("change of ")]
+    predictor = str(run.get("predictor") or "log_density").removesuffix("_less_reference")
+    if predictor not in ("log_density", "change_of_log_density"):
+        arguments += ["--predictor", predictor]
+    named = (("reference", "reference"), ("contrast", "contrast"), ("before", "before"))
+    for option, given in (*named, ("density-before", "density_before")):
+        if inputs.get(given):
+            arguments += [f"--{option}", inputs[given]]
     for name in ("cluster", "within"):
         if run.get(name):
             arguments += [f"--{name}", run[name]]

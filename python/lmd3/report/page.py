@@ -129,6 +129,7 @@ def render(
         specifications=_count(parts.table("specifications")),
         subsets=_some(parts.table("subsets"), 24),
         contrasts=_some(parts.table("contrasts"), 12),
+        paired=_some(parts.table("paired"), 40),
         hubs=_some(parts.table("hubs"), 5),
         browsed=Markup(figures.escape_json(browsed)),
         shown=len(browsed["rows"]),
@@ -219,6 +220,7 @@ def _figures(parts: StudyFiles) -> dict[str, Any]:
         "subsets": ("subsets", lambda t: figures.subsets(facts, t)),
         "contrasts": ("contrasts", figures.contrasts),
         "simex": ("simex", lambda t: figures.simex(facts, t)),
+        "paired": ("paired", lambda t: figures.paired(facts, t)),
     }
     for name, (source, draw) in further.items():
         table = parts.table(source)

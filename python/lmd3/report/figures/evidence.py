@@ -473,6 +473,15 @@ def contrasts(table: pd.DataFrame) -> Figure | None:
     return estimates(rows, [str(side) for side in rows["side"]], f"slope ({scale})")
 
 
+def paired(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure | None:
+    """Mean change of the outcome, of all queries and by dose."""
+    rows = table[(table["test"] == "mean change") & table["ci_low"].notna()]
+    if rows.empty:
+        return None
+    names = [f"{label(part, 40)} ({int(n):,})" for part, n in zip(rows["part"], rows["n"], strict=True)]
+    return estimates(rows, names, label(words.name(facts["outcome"])))
+
+
 def simex(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure | None:
     """The slope as error in the density grows, and back to where there would be none."""
     if len(table) < 3:

@@ -32,7 +32,7 @@ from lmd3.report.figures.style import (
 def predictor_title(facts: Mapping[str, Any]) -> str:
     """The predictor with its unit, for an axis."""
     name = words.name(facts["primary"]["predictor"])
-    return f"{name} (nats)" if facts["primary"]["predictor"] == "log_density" else name
+    return f"{name} (nats)" if "log_density" in str(facts["primary"]["predictor"]) else name
 
 
 def outcome_title(facts: Mapping[str, Any]) -> str:
