@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from scan import cpu
+from scanning.record import cpu
 
 from lmd3 import KernelDensity
 from lmd3.system import simd_level

@@ -22,18 +22,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +38,18 @@ for _name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
 
 import numpy as np
 from numpy.typing import NDArray
+from scanning.data import Corpus, Vectors, write_float16, write_float32, write_store
+from scanning.peer import CORE_TYPES, FLOAT32_PEERS, PEERS, Worker
+from scanning.record import WATCHED, cpu, has, markdown, versions, write
 
 from lmd3 import _lmd3, system
 from lmd3.errors import Lmd3Error
-from lmd3.store import StoreWriter, open_store
 
 HERE = Path(__file__).resolve().parent
 BANDWIDTH = 0.1
 BANDWIDTHS = [float(h) for h in np.geomspace(0.05, 0.4, 8)]
-CENTRES = 256
-#: Queries of each timed call whose error is taken, and rows of one block of the reference.
-CHECKED, BLOCK = 4, 1 << 14
+#: Queries of each timed call whose error is taken.
+CHECKED = 4
 DIMENSIONS = (96, 100, 768, 1000, 1024)
 SECTIONS = ("float32", "float16", "int16", "int8", "q1", "dims", "bandwidths", "threads", "peers", "groups")
 #: Figures in 10⁹ a second and what `lmd3.system.measure` calls them.
@@ -66,19 +62,6 @@ MEASURED = {
 }
 #: Peaks of integer products as multiples of the float32 peak at most: what a register holds more of.
 DENSITY = {"float32": 1, "int16": 2, "int8": 4}
-#: Seconds that a peer may take for one answer.
-PATIENCE = 900
-CORE_TYPES = (None, "SkylakeX", "Cooperlake", "SapphireRapids", "Zen")
-PEERS = {
-    "numpy_inplace": "numpy, in place",
-    "numpy_tiled": "numpy, in place, tiled",
-    "torch_inplace": "torch, in place",
-    "torch_compiled": "torch.compile",
-    "faiss_flat": "faiss Flat, k = 10 (no sums)",
-    "sklearn_kde": "scikit-learn KernelDensity (float64)",
-    "scipy_cdist": "scipy cdist + logsumexp (float64)",
-}
-FLOAT32_PEERS = ("numpy_inplace", "numpy_tiled", "torch_inplace", "torch_compiled")
 
 
 @dataclass(frozen=True)
@@ -154,131 +137,6 @@ def cases(d: int) -> list[Case]:
     add("peers-int16", "peers", "ours, int16 from the float32 rows", "float32", 1024, precision="int16")
     add("peers-int16-int8", "peers", "ours, int16 from an int8 store", "int8", 1024, precision="int16")
     return made
-
-
-@dataclass
-class Corpus:
-    """A source of rows on disk."""
-
-    path: Path
-    n: int
-    d: int
-    #: Bytes of one row that a scan reads.
-    row_bytes: int
-    native: _lmd3.Store = field(init=False)
-
-    def __post_init__(self) -> None:
-        native = open_store(self.path).native
-        assert native is not None
-        self.native = native
-
-    def reference(self, queries: NDArray[np.float32], bandwidths: list[float]) -> NDArray[np.float64]:
-        """log Σ exp(−‖x − q‖ / h) over the rows as stored, in float64: (Q, B)."""
-        wide = queries.astype(np.float64)
-        own = np.einsum("qd,qd->q", wide, wide)
-        sums = np.zeros((len(queries), len(bandwidths)))
-        for start in range(0, self.n, BLOCK):
-            rows = self.native.read_rows(np.arange(start, min(start + BLOCK, self.n))).astype(np.float64)
-            squares = np.einsum("nd,nd->n", rows, rows)[:, None] + own - 2 * rows @ wide.T
-            distances = np.sqrt(np.maximum(squares, 0))
-            for index, h in enumerate(bandwidths):
-                sums[:, index] += np.exp(-distances / h).sum(axis=0)
-        return np.log(sums)
-
-
-class Vectors:
-    """Unit vectors around the same centres, for rows and queries of one dimension."""
-
-    def __init__(self, d: int, seed: int) -> None:
-        self.d = d
-        self.rng = np.random.default_rng([seed, d])
-        self.centres = np.random.default_rng(d).standard_normal((CENTRES, d), dtype=np.float32)
-
-    def draw(self, count: int) -> NDArray[np.float32]:
-        rows = self.rng.standard_normal((count, self.d), dtype=np.float32)
-        rows += self.centres[self.rng.integers(CENTRES, size=count)]
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows
-
-
-def write_float32(folder: Path, n: int, d: int) -> Corpus:
-    """A bare `.npy` file."""
-    path = folder / f"float32-{d}.npy"
-    rows = np.lib.format.open_memmap(path, "w+", np.float32, (n, d))
-    vectors = Vectors(d, seed=1)
-    for start in range(0, n, BLOCK):
-        rows[start : start + BLOCK] = vectors.draw(min(BLOCK, n - start))
-    rows.flush()
-    return Corpus(path, n, d, 4 * d)
-
-
-def write_float16(folder: Path, source: Corpus) -> Corpus:
-    path = folder / "float16.npy"
-    rows = np.lib.format.open_memmap(path, "w+", np.float16, (source.n, source.d))
-    for start in range(0, source.n, BLOCK):
-        rows[start : start + BLOCK] = source.native.read_rows(np.arange(start, min(start + BLOCK, source.n)))
-    rows.flush()
-    return Corpus(path, source.n, source.d, 2 * source.d)
-
-
-def write_store(path: Path, source: Corpus, dtype: str, groups: NDArray[np.int64] | None = None) -> Corpus:
-    with StoreWriter(path, dtype=dtype) as writer:
-        for start in range(0, source.n, BLOCK):
-            numbers = np.arange(start, min(start + BLOCK, source.n))
-            names = None if groups is None else [f"g{code}" for code in groups[numbers]]
-            writer.append(source.native.read_rows(numbers), [str(number) for number in numbers], names)
-        writer.close()
-    # An int8 row has its scale and its sum beside it.
-    row_bytes = source.d + 8 if dtype == "int8" else source.d * np.dtype(dtype).itemsize
-    return Corpus(path, source.n, source.d, row_bytes)
-
-
-class Worker:
-    """A peer in a process of its own."""
-
-    def __init__(self, name: str, core_type: str | None, folder: Path) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
-        if core_type:
-            environment["OPENBLAS_CORETYPE"] = core_type
-        self.name, self.core_type = name, core_type
-        self.out = folder / f"{name}.npy"
-        self.log = (folder / f"{name}.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "peers.worker", name],
-            cwd=HERE,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-
-    def ask(self, command: str, **request: Any) -> dict[str, Any]:
-        """Its answer, which has `error` where there is none."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        timer = threading.Timer(PATIENCE, self.process.kill)
-        timer.start()
-        try:
-            print(json.dumps({"command": command, **request}), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except OSError:
-            line = ""
-        finally:
-            timer.cancel()
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
-        return {"error": f"ended without an answer (status {self.process.wait()})"}
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
 
 
 def say(text: str) -> None:
@@ -635,160 +493,6 @@ class Bench:
             "skipped": self.skipped,
             "invalid": sorted(set(self.invalid)),
         }
-
-
-#: Settings that change what is measured; those of OpenBLAS were unset.
-WATCHED = ("LMD3_SIMD", "OPENBLAS_", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCHINDUCTOR_", "RUSTFLAGS")
-
-
-def cpu_facts() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def cpu() -> str:
-    """Its name, with family and model, as names are general in virtual machines."""
-    facts = cpu_facts()
-    name = facts.get("model name", platform.machine())
-    return f"{name} (family {facts.get('cpu family')}, model {facts.get('model')})"
-
-
-def has(flag: str) -> bool:
-    return flag in cpu_facts().get("flags", "").split()
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "lmd3": _lmd3.__version__, "kernel": platform.release()}
-    for name in ("numpy", "scipy", "scikit-learn", "torch", "faiss-cpu"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def percent(row: dict[str, Any], name: str) -> str:
-    if (value := row.get(name)) is None:
-        return "–"
-    return f"{value:.2f} ×" if "factor" in name or "against" in name else f"{100 * value:.1f} %"
-
-
-def bar(row: dict[str, Any]) -> str:
-    if row.get("bar") is None:
-        return "–"
-    sign = "≥" if row.get("more_is_better", True) else "≤"
-    limit = f"{row['bar']:g} ×" if "factor" in row or row["section"] == "peers" else f"{100 * row['bar']:g} %"
-    return f"{sign} {limit}" + (f" {'met' if row['met'] else '**missed**'}" if "met" in row else "")
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The record for readers."""
-    lines = [f"# The scan, {record['date']}", ""]
-    if record["invalid"]:
-        lines += ["**Invalid:** " + "; ".join(record["invalid"]) + ".", ""]
-    load = " → ".join(f"{values[0]:.1f}" for values in record["load_average"])
-    lines += [
-        f"{record['cpu']}, {record['cores']} cores, level {record['level']}, "
-        f"{record['threads']} threads, load average {load}.",
-        f"{record['n']:,} rows × {record['d']}, exponential kernel, h = {record['bandwidth']}, "
-        f"ess in every row (it is always on), "
-        f"{record['repeats']} repeats with new queries.",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
-        "Environment: OPENBLAS_* unset; "
-        + (", ".join(f"{key}={value}" for key, value in record["environment"].items()) or "nothing else set")
-        + ".",
-        "",
-    ]
-    if record["peaks"]:
-        top = record["peaks"]
-
-        def range_(name: str, unit: str, digits: int = 0) -> str:
-            values = [peaks[name] for peaks in top if peaks.get(name)]
-            return f"{min(values):.{digits}f} – {max(values):.{digits}f} {unit}" if values else "not measured"
-
-        lines += [
-            f"Peaks of the run: float32 {range_('f32_gops', 'GOP/s')} "
-            f"(implied clock {range_('clock_ghz', 'GHz', 2)}), "
-            f"int16 {range_('int16_gops', 'GOP/s')}, int8 {range_('int8_gops', 'GOP/s')}; "
-            f"read bandwidth {range_('read_gbps', 'GB/s', 1)}. "
-            f"L1-resident kernel: {range_('l1_share', 'of the peak', 2)}. Shares are of the highest peak.",
-            "",
-        ]
-    else:
-        lines += [
-            "No peaks: `lmd3.system.measure` is not there, so shares are empty.",
-            "",
-        ]
-    lines += [
-        "| path | Q | GOP/s best / median | GB/s | share or factor, best / median | bar | max error |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in record["rows"]:
-        if "skipped" in row:
-            lines.append(f"| {row['label']} | {row['q']} | not run: {row['skipped']} | | | | |")
-            continue
-        if "against_best_peer" in row:
-            shown = f"{row['against_best_peer']:.2f} × the best float32 peer"
-        else:
-            kind = "factor" if "factor" in row else "share"
-            shown = f"{percent(row, kind)} / {percent(row, 'median_' + kind)}"
-        lines.append(
-            f"| {row['label']} | {row['q']} | {row['gops']:.1f} / {row['median_gops']:.1f} | "
-            f"{row['gbps']:.1f} | {shown} | {bar(row)} | {row['error']:.1e} |"
-        )
-    lines += [
-        "",
-        "Error: |Δ log density| / max(1, |log density|) against float64 over the rows as stored.",
-        "",
-    ]
-    if record["groups"]:
-        lines += [
-            "| groups | runs of rows | with against without, best / median | bar |",
-            "|---|---|---|---|",
-        ]
-        for row in record["groups"]:
-            limit = "stated" if row["bar"] is None else f"≤ {row['bar']:g} ×"
-            if row["bar"] is not None and not record["quick"]:
-                limit += " met" if row["ratio"] <= row["bar"] else " **missed**"
-            lines.append(
-                f"| {row['groups']:,} | {row['run']:,} | "
-                f"{row['ratio']:.2f} × / {row['median_ratio']:.2f} × | {limit} |"
-            )
-        lines.append("")
-    if record["peers"] or any(name in PEERS for name in record["skipped"]):
-        lines += [
-            "| peer | GOP/s best / median | fastest setting | largest difference from ours |",
-            "|---|---|---|---|",
-        ]
-        for name, label in PEERS.items():
-            peer = record["peers"].get(name)
-            if not peer or not peer["gops"]:
-                lines.append(f"| {label} | not run: {record['skipped'].get(name, '–')} | | |")
-                continue
-            setting = ", ".join(f"{key} {value}" for key, value in peer["variant"].items())
-            if peer["core_type"]:
-                setting += f", OPENBLAS_CORETYPE={peer['core_type']}"
-            if peer["extrapolated"]:
-                setting += f"; on {peer['rows']:,} rows × {peer['queries']} queries, extrapolated"
-            gops = peer["gops"]
-            difference = "no sums" if name == "faiss_flat" else f"{peer['difference']:.1e}"
-            lines.append(
-                f"| {label} | {max(gops):.1f} / {statistics.median(gops):.1f} | {setting} | {difference} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def write(folder: Path, record: dict[str, Any]) -> Path:
-    """Both files under a name of their own; the path of the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{record['date'][:10]}-scan"
-    number = 1
-    while (path := folder / (f"{stem}.md" if number == 1 else f"{stem}-{number}.md")).exists():
-        number += 1
-    path.write_text(markdown(record))
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    return path
 
 
 def main() -> int:
