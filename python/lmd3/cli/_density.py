@@ -98,22 +98,16 @@ AdaptiveOption = Annotated[
 ]
 
 
-def estimating(
-    method: str, tolerance: str | None, index: Path | None, executor: str = "local"
-) -> dict[str, Any]:
+def estimating(method: str, tolerance: str | None, index: Path | None) -> dict[str, Any]:
     """The parameters of `KernelDensity` that say whether and how densities are estimated.
 
     Raises:
-        ParameterError: options that go with estimates, without any; estimates on other machines.
+        ParameterError: options that go with estimates, without any.
     """
     if method == "exact" and (tolerance is not None or index is not None):
         name = "--tolerance" if tolerance is not None else "--index"
         raise ParameterError(
             f"{name} goes with estimates, not with --method exact", remedy="ask for --method auto"
-        )
-    if method != "exact" and executor != "local":
-        raise ParameterError(
-            f"--method {method} runs in one process", remedy="leave --shard and --executor out, or take exact"
         )
     return {"method": method, "tolerance": tolerance or 0.01, "index": None if index is None else str(index)}
 

@@ -70,7 +70,7 @@ def density(
     shard: Annotated[
         str | None,
         typer.Option(
-            "--shard", metavar="i/n", help="Scan only the i-th of n ranges, from 0; lmd3 merge ends the job."
+            "--shard", metavar="i/n", help="Do only the i-th of n ranges, from 0; lmd3 merge ends the job."
         ),
     ] = None,
     extend: Annotated[
@@ -151,13 +151,11 @@ def density(
         bandwidth = [f"@{_common.existing(extend) / 'bandwidth.json'}"]
     if extend is not None and part is not None:
         raise ParameterError("--extend is for a whole job, not for a --shard of one")
-    if method != "exact" and shard is not None:
-        raise ParameterError(f"--method {method} takes no --shard", remedy="shards are for the exact method")
     if method != "exact" and extend is not None:
         raise ParameterError(f"--method {method} takes no --extend", remedy="kept segments are exact sums")
     if adaptive is not None and part is not None:
         raise ParameterError("--adaptive is for a whole job, not for a --shard of one")
-    chosen = estimating(method, tolerance, index, executor)
+    chosen = estimating(method, tolerance, index)
     kde = estimator(kernel, bandwidth, threads, seed, precision, max_memory, any_encoder, io)
     kde.set_params(**chosen)
     kde.check_params()  # before anything is opened
@@ -221,6 +219,12 @@ def _report_shard(found: dict[str, Any], shard: tuple[int, int], out: Path) -> N
     """Says what a shard has done and what is to come."""
     from lmd3.executors.jobs import in_words
 
+    if "queries" in found:
+        start, end = found["queries"]
+        line = f"shard {shard[0]} of {shard[1]}: {end - start:,} of {found['of']:,} queries are estimated"
+        rest = "when all are: the same command without --shard"
+        _common.emit({**found, "out": str(out), "shard": list(shard)}, text=f"{line}\n  {rest}")
+        return
     (start, end), missing = found["segments"], found["missing"]
     line = f"shard {shard[0]} of {shard[1]}: {end - start:,} of {found['of']:,} segments are in {out}"
     if missing:

@@ -266,7 +266,7 @@ def study(
 
     prepare_output(out, force=out.is_dir())
     memory = parse_bytes(max_memory)
-    how = estimating_by(method, tolerance, index, executor)
+    how = estimating_by(method, tolerance, index)
     train = _Side.of(
         corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
     )

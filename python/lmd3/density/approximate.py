@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmd3.density.design_error import design_of
+from lmd3.density.rounds import NEIGHBORS, Rounds, range_length
 from lmd3.density.scan import Asked, Pair, Scan, Scanner
 from lmd3.errors import ParameterError
+from lmd3.executors.partials import Part
 from lmd3.index import Index, draw_keys, neighbor_sums, sample_rows
-from lmd3.progress import ProgressFactory
+from lmd3.progress import ProgressFactory, silent
 from lmd3.store import Store
 
 #: What densities can be computed by; "auto" takes what costs least.
@@ -179,6 +181,14 @@ class _Sums:
             sums.groups = take("group_")
         return sums
 
+    def part(self) -> Part:
+        """As a file keeps it; `of` reads it."""
+        names = ("log_sum", "variance", "df", "ess", "flags")
+        part = {name: getattr(self, name) for name in (*names, "draws", "rows", "excluded")}
+        if self.groups is not None:
+            part |= {f"group_{name}": getattr(self.groups, name) for name in names}
+        return part
+
     def put(self, chosen: NDArray[np.int64], other: _Sums) -> None:
         """Puts estimates of some queries in their places."""
         for name in ("log_sum", "variance", "df", "ess", "flags", "draws", "rows", "excluded"):
@@ -228,6 +238,7 @@ class Estimation:
         seed: of the draws.
         automatic: whether the method was left to "auto": then an estimate must also be cheap.
         provider: who finds the neighbours that DEANN and knn sum; the index where None.
+        rounds: runs the rounds over ranges of queries and keeps what they find; None: all at once, here.
     """
 
     scanner: Scanner
@@ -241,6 +252,7 @@ class Estimation:
     seed: int
     automatic: bool = False
     provider: Any = None
+    rounds: Rounds | None = None
 
     # --- one stage of each method ---
 
@@ -303,6 +315,29 @@ class Estimation:
             whole.put(here, part)
         return whole
 
+    def round(self, number: int, chosen: NDArray[np.int64], rows: NDArray[np.float64], target: float) -> Part:
+        """What a round finds for the chosen queries, as a file keeps it (see `lmd3.density.rounds`)."""
+        if number == NEIGHBORS:
+            return _near(self, chosen, int(rows[0]))
+        return self.stage(chosen, rows, number, target).part()
+
+    def _stage(
+        self, chosen: NDArray[np.int64], rows: NDArray[np.float64], stage: int, target: float
+    ) -> _Sums:
+        """`stage`, by ranges of queries where that is asked for."""
+        if self.rounds is None:
+            return self.stage(chosen, rows, stage, target)
+        part = self.rounds.run(self, stage, chosen, rows, target)
+        shape = (len(chosen), len(self.pairs))
+        found = {
+            name: array[:, 0] if name in ("draws", "rows", "excluded") else array.reshape(shape)
+            for name, array in part.items()
+            if not name.startswith("group_")
+        }
+        groups = {name: array for name, array in part.items() if name.startswith("group_")}
+        found |= {name: array.reshape(len(chosen), -1, len(self.pairs)) for name, array in groups.items()}
+        return _Sums.of(found, len(chosen), 0.0)
+
     def _provider(self) -> Any:
         provider = self.provider or self.index
         if provider is None:
@@ -318,46 +353,8 @@ class Estimation:
     ) -> tuple[_Sums, dict[str, Any], Scan, NDArray[np.bool_]]:
         """The estimates, facts on the run, the exact scan, and which queries it answered (in their order)."""
         q = len(self.queries)
-        everyone = np.arange(q)
         audited = self._audited(q)
-        n = self.scanner.store.n
-        cap = n / DRAW_COST if self.automatic else n / 4
-        if self.method == "knn":
-            sums = self.stage(everyone, np.full(q, float(NEAR)), 1, 0.0)
-            target, reasons = math.nan, {}
-            exact = np.zeros(q, bool)
-        else:
-            with progress("estimate", float(q), "queries") as bar:
-                pilot = self.stage(everyone, np.full(q, float(PILOT)), 0, self._guess_target())
-                bar.update(q * 0.2)
-                target = self._target(pilot)
-                error = np.sqrt(pilot.variance[:, 0])
-                error = np.where(np.isfinite(error), error, 10 * target)
-                draws = np.clip(pilot.draws, 1, None)
-                wanted = np.maximum(1.2 * draws * (error / target) ** 2, FEWEST)
-                # What would need far too many rows is not tried.
-                dear = wanted > cap
-                open_ = np.flatnonzero(~dear)
-                sums = pilot
-                if len(open_):
-                    sums.put(open_, self.stage(open_, wanted[open_], 1, target))
-                bar.update(q * 0.8)
-                error = np.sqrt(sums.variance[:, 0])
-                doubtful = (sums.flags[:, 0] & 15) > 0
-                short = ~dear & ~doubtful & (error > SLACK * target)
-                more = 1.2 * sums.draws * ((error / target) ** 2 - 1)
-                again = np.flatnonzero(short & (more <= cap))
-                if len(again):
-                    sums.join(again, self.stage(again, np.maximum(more[again], FEWEST), 2, target))
-                error = np.sqrt(sums.variance[:, 0])
-                doubtful = (sums.flags[:, 0] & 15) > 0
-                missed = ~dear & ~doubtful & ~(error <= 1.5 * SLACK * target)
-                exact = dear | doubtful | missed
-                reasons = {
-                    "too_many_rows": int(dear.sum()),
-                    "flagged": int((doubtful & ~dear).sum()),
-                    "tolerance_missed": int(missed.sum()),
-                }
+        sums, target, exact, reasons = self._estimates(np.arange(q), progress)
         estimated = ~exact
         exact |= audited
         scan = self._exact(exact, progress)
@@ -388,6 +385,74 @@ class Estimation:
         facts["queries_estimated"] = int((~exact).sum())
         return sums, facts, scan, exact
 
+    def _estimates(
+        self, chosen: NDArray[np.int64], progress: ProgressFactory
+    ) -> tuple[_Sums, float, NDArray[np.bool_], dict[str, int]]:
+        """All rounds for the chosen queries: estimates, the standard error aimed at, which queries are to be
+        scored exactly, and why."""
+        q, n = len(chosen), self.scanner.store.n
+        cap = n / DRAW_COST if self.automatic else n / 4
+        if self.method == "knn":
+            return self._stage(chosen, np.full(q, float(NEAR)), 1, 0.0), math.nan, np.zeros(q, bool), {}
+        # With rounds every one has its own bar.
+        with (progress if self.rounds is None else silent)("estimate", float(q), "queries") as bar:
+            pilot = self._stage(chosen, np.full(q, float(PILOT)), 0, self._guess_target())
+            bar.update(q * 0.2)
+            target = self._target(pilot)
+            error = np.sqrt(pilot.variance[:, 0])
+            error = np.where(np.isfinite(error), error, 10 * target)
+            draws = np.clip(pilot.draws, 1, None)
+            wanted = np.maximum(1.2 * draws * (error / target) ** 2, FEWEST)
+            # What would need far too many rows is not tried.
+            dear = wanted > cap
+            open_ = np.flatnonzero(~dear)
+            sums = pilot
+            if len(open_):
+                sums.put(open_, self._stage(chosen[open_], wanted[open_], 1, target))
+            bar.update(q * 0.8)
+            error = np.sqrt(sums.variance[:, 0])
+            doubtful = (sums.flags[:, 0] & 15) > 0
+            short = ~dear & ~doubtful & (error > SLACK * target)
+            more = 1.2 * sums.draws * ((error / target) ** 2 - 1)
+            again = np.flatnonzero(short & (more <= cap))
+            if len(again):
+                sums.join(again, self._stage(chosen[again], np.maximum(more[again], FEWEST), 2, target))
+            error = np.sqrt(sums.variance[:, 0])
+            doubtful = (sums.flags[:, 0] & 15) > 0
+            missed = ~dear & ~doubtful & ~(error <= 1.5 * SLACK * target)
+        reasons = {
+            "too_many_rows": int(dear.sum()),
+            "flagged": int((doubtful & ~dear).sum()),
+            "tolerance_missed": int(missed.sum()),
+        }
+        return sums, target, dear | doubtful | missed, reasons
+
+    def shard(self, index: int, count: int) -> tuple[int, int]:
+        """Does the rounds of the i-th of n runs of ranges of queries into files, and no more: these queries
+        [start, end).
+
+        Raises:
+            ParameterError: a reliability, which only all queries together show.
+        """
+        assert self.rounds is not None
+        if self.tolerance.kind != "error" and self.method != "knn":
+            raise ParameterError(
+                "a reliability with a shard: it takes the spread of all queries' densities",
+                remedy="give a relative error: --tolerance 0.01",
+            )
+        q = len(self.queries)
+        length = range_length(q)
+        ranges = -(-q // length)
+        start, end = (min(i * ranges // count * length, q) for i in (index, index + 1))
+        chosen = np.arange(start, end)
+        if len(chosen):
+            self._estimates(chosen, silent)
+            if self.index is not None:
+                self.rounds.run(
+                    self, NEIGHBORS, chosen, np.full(len(chosen), float(max(self.asked.neighbors, 1))), 0.0
+                )
+        return start, end
+
     def _audited(self, q: int) -> NDArray[np.bool_]:
         count = min(q, min(max(q // 32, AUDIT[0]), AUDIT[1]))
         audited = np.zeros(q, bool)
@@ -414,10 +479,11 @@ class Estimation:
 
     def _exact(self, chosen: NDArray[np.bool_], progress: ProgressFactory) -> Scan:
         own = None if self.asked.own is None else np.ascontiguousarray(self.asked.own[chosen])
+        queries = np.ascontiguousarray(self.queries[chosen])
+        if self.rounds is not None:
+            return self.rounds.scan(self, queries, Asked(by_group=self.asked.by_group, own=own, tables=True))
         asked = Asked(by_group=self.asked.by_group, own=own)
-        return self.scanner.scan(
-            np.ascontiguousarray(self.queries[chosen]), self.pairs, asked, progress, "exact"
-        )
+        return self.scanner.scan(queries, self.pairs, asked, progress, "exact")
 
     def _judge(
         self,
@@ -528,7 +594,6 @@ def approximate(job: Estimation, notice: Callable[[str], None], progress: Progre
     """Runs a job and puts estimated and exact results together."""
     sums, facts, scan, exact = job.run(notice, progress)
     store, q, b = job.scanner.store, len(job.queries), len(job.pairs)
-    own = job.asked.own
     weight = float(scan.total.weight)
     left_out = np.where(exact, 0.0, sums.excluded)
     total = _guesses(job, sums, exact, weight - left_out)
@@ -547,7 +612,7 @@ def approximate(job: Estimation, notice: Callable[[str], None], progress: Progre
                 getattr(guesses, name)[few] = np.nan
             _fill(guesses, part, exact, part.rows)
             groups[code] = guesses
-    rows, distances, duplicates, cosines = _neighbors(job, store, max(job.asked.neighbors, 1), own)
+    rows, distances, duplicates, cosines = _neighbors(job, max(job.asked.neighbors, 1))
     total.excluded[~exact] = (sums.excluded > 0)[~exact]
     mean = job.index.mean if job.index is not None else np.zeros(store.d)
     assert total.log_sum.shape == (q, b)
@@ -602,29 +667,45 @@ def _fill(guesses: Guesses, part: Any, exact: NDArray[np.bool_], rows: int) -> N
 
 
 def _neighbors(
-    job: Estimation, store: Store, k: int, own: NDArray[np.int64] | None
+    job: Estimation, k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.uint64], NDArray[np.float64]]:
     """Nearest rows by the index: rows, distances (Q, k), copies counted among at most 256, and the largest
     ⟨x, q⟩/‖x‖, NaN where rows are not unit vectors."""
-    q = len(job.queries)
+    everyone = np.arange(len(job.queries))
     if job.index is None:
-        scan = job.scanner.scan(job.queries, [], replace(job.asked, neighbors=k, tables=True))
+        asked = replace(job.asked, neighbors=k, tables=True)
+        if job.rounds is not None:
+            scan = job.rounds.scan(replace(job, pairs=[]), job.queries, asked)
+        else:
+            scan = job.scanner.scan(job.queries, [], asked)
         return (
             scan.neighbor_rows,
             scan.neighbor_distances,
             scan.duplicates,
             scan.max_projection.astype(np.float64),
         )
+    if job.rounds is None:
+        part = _near(job, everyone, k)
+        return part["near"], part["distances"], part["duplicates"], part["cosines"]
+    part = job.rounds.run(job, NEIGHBORS, everyone, np.full(len(everyone), float(k)), 0.0)
+    return part["near"], part["distances"], part["duplicates"][:, 0], part["cosines"][:, 0]
+
+
+def _near(job: Estimation, chosen: NDArray[np.int64], k: int) -> Part:
+    """What the index finds near the chosen queries: see `_neighbors`."""
+    assert job.index is not None
+    store, queries = job.scanner.store, np.ascontiguousarray(job.queries[chosen])
+    own = None if job.asked.own is None else job.asked.own[chosen]
     extra = 0 if own is None else 1
-    norms = np.linalg.norm(job.queries.astype(np.float64), axis=1)
+    norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     radius = np.maximum(1e-3, 2 * store.rounding) * norms
     wide = min(k + extra, store.n)
-    distances, rows = job.index.kneighbors(job.queries, wide, threads=job.scanner.threads)
+    distances, rows = job.index.kneighbors(queries, wide, threads=job.scanner.threads)
     # Where all that were found are copies there may be more.
     crowded = np.flatnonzero((distances < radius[:, None]).all(axis=1))
     if len(crowded) and wide < min(256, store.n):
         more, more_rows = job.index.kneighbors(
-            job.queries[crowded], min(256, store.n), threads=job.scanner.threads
+            queries[crowded], min(256, store.n), threads=job.scanner.threads
         )
     else:
         more, more_rows = np.empty((0, 0)), np.empty((0, 0), np.int64)
@@ -643,15 +724,15 @@ def _neighbors(
         keep = np.argsort(rows == own[:, None], axis=1, kind="stable")
         rows, distances = np.take_along_axis(rows, keep, 1), np.take_along_axis(distances, keep, 1)
     rows, distances = rows[:, :k], distances[:, :k]
-    cosines = np.full(q, np.nan)
+    cosines = np.full(len(queries), np.nan)
     if store.normalised:
         present = np.flatnonzero(rows[:, 0] >= 0)
         for start in range(0, len(present), 4096):
             part = present[start : start + 4096]
             vectors = store.rows(rows[part, 0]).astype(np.float64)
-            dots = np.einsum("ij,ij->i", vectors, job.queries[part].astype(np.float64))
+            dots = np.einsum("ij,ij->i", vectors, queries[part].astype(np.float64))
             cosines[part] = dots / np.linalg.norm(vectors, axis=1)
-    return np.ascontiguousarray(rows), np.ascontiguousarray(distances), duplicates, cosines
+    return {"near": rows, "distances": distances, "duplicates": duplicates, "cosines": cosines}
 
 
 def keys_of(queries: Store) -> NDArray[np.uint64]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,6 @@ from lmd3.density.adaptive import adaptive as adaptive_densities
 from lmd3.density.adaptive import check_factor, rows_of
 from lmd3.density.approximate import (
     METHODS,
-    Approximation,
     Estimation,
     approximate,
     choose,
@@ -28,15 +28,16 @@ from lmd3.density.extending import adopt
 from lmd3.density.groups import choose_groups
 from lmd3.density.job import Job, describe_work, identity
 from lmd3.density.plan import Cluster, check_memory, plan_density
+from lmd3.density.rounds import Rounds, asked_of
 from lmd3.density.rules import resolve_rules
 from lmd3.density.scan import Asked, Pair, Scanner
 from lmd3.density.sides import Source, as_source, describe, own_rows, query_matrix
 from lmd3.density.tables import Tables, run_of
 from lmd3.errors import ParameterError, ShapeError
 from lmd3.executors import Executor
-from lmd3.executors.jobs import files_of, gaps, owners, read_job, write_job
+from lmd3.executors.jobs import files_of, gaps, owners, read_job, read_record, write_job
 from lmd3.executors.local import LocalExecutor
-from lmd3.executors.partials import FOLDER
+from lmd3.executors.partials import FOLDER, canonical
 from lmd3.index import Index, default_path
 from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
@@ -235,9 +236,9 @@ class KernelDensity:
         store = as_source(X, "queries")
         queries = self._query_matrix(store)
         self._resolve(queries, Asked(), silent)
-        estimated = self._estimate(store, queries, Asked(neighbors=1), self.notices_.append, silent)
-        if estimated is not None:
-            scores = estimated.total.log_density
+        estimation = self._estimation(store, queries, Asked(neighbors=1))
+        if estimation is not None:
+            scores = approximate(estimation, self.notices_.append, silent).total.log_density
         else:
             scores = self._scanner().scan(queries, self._pairs()).total.log_density
         if self.normalize:
@@ -345,14 +346,16 @@ class KernelDensity:
                 )
         if adaptive is not None:
             self._check_adaptive(adaptive, executor)
+        store, job = self._job(queries, settings, partials, progress or silent)
         if self.method != "exact":
-            store, job = self._job(queries, settings, None, progress or silent)
-            if executor is not None and not executor.in_process:
-                raise ParameterError(
-                    "estimates are made in this process only", remedy="leave the executor out"
-                )
-            estimated = self._estimate(store, job.queries, job.asked, told, progress or silent)
-            if estimated is not None:
+            estimation = self._estimation(store, job.queries, job.asked)
+            if estimation is not None:
+                if partials is not None:
+                    chosen = executor or LocalExecutor(self.threads)
+                    estimation = self._in_rounds(
+                        store, job, settings, partials, estimation, chosen, told, progress
+                    )
+                estimated = approximate(estimation, told, progress or silent)
                 tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, estimated)
                 table = tables.all(neighbors, by_group, normalize)
                 table.run.update(
@@ -360,8 +363,12 @@ class KernelDensity:
                 )
                 facts = {"method": estimated.facts["method"], "approximate": estimated.facts}
                 table.run.update(facts, settings=settings, seconds=round(time.time() - started, 3))
+                if estimation.rounds is not None:
+                    rounds = estimation.rounds
+                    table.run["work"] = rounds.summary.to_dict() | {"executor": rounds.executor.name}
                 return table
-        store, job = self._job(queries, settings, partials, progress or silent)
+        if partials is not None:
+            self._note(store, job, settings, partials)
         work = None
         if partials is None:
             scan = job.scanner.scan(job.queries, job.pairs, job.asked, progress or silent)
@@ -456,7 +463,8 @@ class KernelDensity:
 
         Returns:
             `segments` [start, end) of the range, `of` all, `missing` ranges of all that no file covers yet,
-            and what `Summary.to_dict` gives.
+            and what `Summary.to_dict` gives. Of estimates the shard is a range of the queries: `queries`
+            [start, end), `of` all; `density` with the same folder ends the job.
 
         Raises:
             ParameterError: no such shard, or a bandwidth that is a rule: it must be resolved once for all.
@@ -476,7 +484,15 @@ class KernelDensity:
         told = notice or (lambda line: self.notices_.append(line))
         settings = _settings(neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed)
         partials = Path(folder) / FOLDER
-        _, job = self._job(queries, settings, partials, progress or silent)
+        store, job = self._job(queries, settings, partials, progress or silent)
+        estimation = self._estimation(store, job.queries, job.asked) if self.method != "exact" else None
+        if estimation is not None:
+            chosen = LocalExecutor(self.threads)
+            estimation = self._in_rounds(store, job, settings, partials, estimation, chosen, told, progress)
+            assert estimation.rounds is not None
+            part = estimation.shard(index, count)
+            return {"queries": part, "of": store.n, **estimation.rounds.summary.to_dict()}
+        self._note(store, job, settings, partials)
         segments = len(job.scanner.segments())
         within = (index * segments // count, (index + 1) * segments // count)
         files = job.partials(partials, told, within)
@@ -548,15 +564,8 @@ class KernelDensity:
             return None
         return Index(default_path(self.store_), self.store_)
 
-    def _estimate(
-        self,
-        store: Store,
-        queries: NDArray[np.float32],
-        asked: Asked,
-        notice: Callable[[str], None],
-        progress: ProgressFactory,
-    ) -> Approximation | None:
-        """Estimates, or None where all rows are to be read."""
+    def _estimation(self, store: Store, queries: NDArray[np.float32], asked: Asked) -> Estimation | None:
+        """What is to be estimated, or None where all rows are to be read."""
         if self.method == "exact":
             return None
         scanner, index = self._scanner(), self._open_index()
@@ -565,7 +574,7 @@ class KernelDensity:
             if reason is not None:
                 self.notices_.append(f"all rows are read: {reason}")
             return None
-        job = Estimation(
+        return Estimation(
             scanner,
             index,
             method,
@@ -577,7 +586,26 @@ class KernelDensity:
             self.seed,
             automatic=self.method == "auto",
         )
-        return approximate(job, notice, progress)
+
+    def _in_rounds(
+        self,
+        store: Store,
+        job: Job,
+        settings: dict[str, Any],
+        partials: Path,
+        estimation: Estimation,
+        executor: Executor,
+        notice: Callable[[str], None],
+        progress: ProgressFactory | None,
+    ) -> Estimation:
+        """An estimate whose rounds are kept in the folder of partials; the job is noted there."""
+        asked = {**job.identified, "estimate": asked_of(estimation)}
+        index = estimation.index
+        work = {"index": None if index is None else str(index.path.absolute())}
+        self._note(store, replace(job, identified=asked), settings, partials, work)
+        asked = {**asked, "kernels": self._pairs()}
+        rounds = Rounds(partials, canonical(asked), executor, notice, progress or silent)
+        return replace(estimation, rounds=rounds)
 
     def _kernels(self) -> list[str]:
         kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)
@@ -648,7 +676,12 @@ class KernelDensity:
         partials: Path | None,
         progress: ProgressFactory,
     ) -> tuple[Store, Job]:
-        """The queries and the job that settings ask for; noted in the folder of its partials."""
+        """The queries and the job that settings ask for, with the bandwidths that the job of a folder of
+        partials has found before.
+
+        Raises:
+            OtherJobError: the folder holds another job.
+        """
         self._check_fitted()
         neighbors, by_group = settings["neighbors"], settings["by_group"]
         if neighbors < 0:
@@ -666,19 +699,52 @@ class KernelDensity:
         )
         scanner = self._scanner()
         identified = identity(scanner, store, self._chosen(), asked)
-        kept = None if partials is None else read_job(partials, identified)
+        kept = None if partials is None else self._read(partials, identified)
         if kept is not None and not hasattr(self, "bandwidths_"):
             self.notices_ = self._allowed_rules()[1]
             self._keep([Bandwidth(**entry) for entry in kept])
         check_memory(scanner, len(matrix), len(self._pairs_or_rules()), asked)
         self._resolve(matrix, asked, progress)
-        job = Job(scanner, matrix, self._pairs(), asked, identified)
-        if partials is not None:
-            bandwidths = [entry.to_dict() for entry in self.bandwidths_]
-            work = describe_work(partials, scanner, store, job, settings | {"notices": self.notices_})
-            write_job(partials, identified, bandwidths, work)
-            write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
-        return store, job
+        return store, Job(scanner, matrix, self._pairs(), asked, identified)
+
+    def _read(self, partials: Path, identified: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The bandwidths of the job of a folder; that of an estimate holds more than what identifies a scan.
+
+        Raises:
+            OtherJobError: it is another job.
+        """
+        record = read_record(partials)
+        then = (record.asked if record is not None else {}).get("estimate")
+        if self.method == "exact" or then is None:
+            return read_job(partials, identified)
+        return read_job(partials, {**identified, "estimate": then | self._asked_estimate(then)})
+
+    def _asked_estimate(self, then: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of an estimate before its method is chosen."""
+        tolerance = parse_tolerance(self.tolerance)
+        automatic = self.method == "auto"
+        return {
+            "method": then["method"] if automatic else self.method,
+            "tolerance": [tolerance.kind, tolerance.value],
+            "seed": self.seed,
+            "automatic": automatic,
+        }
+
+    def _note(
+        self,
+        store: Store,
+        job: Job,
+        settings: dict[str, Any],
+        partials: Path,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Notes a job in the folder of its partials."""
+        bandwidths = [entry.to_dict() for entry in self.bandwidths_]
+        work = describe_work(partials, job.scanner, store, job, settings | {"notices": self.notices_})
+        # An estimate of another index, or an exact job, is not continued.
+        read_job(partials, job.identified)
+        write_job(partials, job.identified, bandwidths, work | dict(more or {}))
+        write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
 
     def _query_matrix(self, store: Store) -> NDArray[np.float32]:
         """All queries as float32 (Q, d)."""

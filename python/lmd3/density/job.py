@@ -105,8 +105,9 @@ class Job:
         executor: Executor,
         notice: Callable[[str], None],
         progress: ProgressFactory,
+        summary: Summary | None = None,
     ) -> Summary:
-        """Scans the segments that have no file yet.
+        """Scans the segments that have no file yet; what ran where is counted in `summary`.
 
         Raises:
             WorkError: tasks failed elsewhere.
@@ -154,6 +155,7 @@ class Job:
             unit="pairs",
             progress=progress,
             count=done_since,
+            summary=summary,
         )
 
     def fold(self, partials: Partials) -> Scan:

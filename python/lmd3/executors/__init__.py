@@ -199,6 +199,8 @@ def run_tasks(
     unit: str,
     progress: ProgressFactory,
     count: Callable[[], float] | None = None,
+    summary: Summary | None = None,
+    each: Callable[[Done], None] | None = None,
 ) -> Summary:
     """Runs all tasks, with progress, and says what ran where.
 
@@ -214,11 +216,13 @@ def run_tasks(
         progress: makes the bar.
         count: how much is done in all, where the executor can't see into running tasks (by the files that
             they have left).
+        summary: where what ran is counted too [a new one].
+        each: is called with each task that has ended well.
 
     Raises:
         WorkError: tasks failed; each is named with its error.
     """
-    summary = Summary()
+    summary = Summary() if summary is None else summary
     failed: list[Done] = []
 
     def going() -> Iterator[Task]:
@@ -238,6 +242,8 @@ def run_tasks(
                 failed.append(done)
                 continue
             summary.add(done)
+            if each is not None:
+                each(done)
             ended += done.task.size
             watch(0.0)
     if failed:
