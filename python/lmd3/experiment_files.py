@@ -65,7 +65,8 @@ LOSS_CURVES = _schema(
 )
 
 #: `analysis/cells.parquet`: change of every outcome by kind and dose (also `none` and `held back`), and
-#: `effect`: its difference to the untreated of the same blocks.
+#: `effect`: its difference to the untreated of the same blocks; also of the placebo outcome
+#: (`placebo:NAME`).
 CELLS = _schema(
     outcome=_TEXT,
     kind=_TEXT,
@@ -145,6 +146,21 @@ RANDOMISATION = _schema(
     bandwidth=_NUMBER,
     rule=_TEXT,
     primary=_FLAG,
+)
+
+#: `analysis/spillover_bins.parquet`: untreated items in bins of their exposure less its mean over the
+#: replays; `null_low`, `null_high`: 95 % of what the same bin shows under replayed assignments. Primary
+#: bandwidth.
+SPILLOVER_BINS = _schema(
+    outcome=_TEXT,
+    focal=_TEXT,
+    x=_NUMBER,
+    estimate=_NUMBER,
+    ci_low=_NUMBER,
+    ci_high=_NUMBER,
+    null_low=_NUMBER,
+    null_high=_NUMBER,
+    n=_COUNT,
 )
 
 #: `analysis/nulls.parquet`: the statistics of the replays, primary bandwidth.
@@ -268,6 +284,7 @@ RIVALS = _schema(
 #: `analysis/scores.parquet`: rank correlations of predicted with measured changes, by predictor (log
 #: density, max cosine, random). `score`: `effects` (across groups, mean over queries), `effects
 #: pooled` (all pairs at once; chance is not 0), `lds` (across models, mean over queries).
+#: `over_max_cosine`: by how much it is above that of max cosine, with its interval over the same models.
 SCORES = _schema(
     predictor=_TEXT,
     bandwidth=_NUMBER,
@@ -276,6 +293,9 @@ SCORES = _schema(
     estimate=_NUMBER,
     ci_low=_NUMBER,
     ci_high=_NUMBER,
+    over_max_cosine=_NUMBER,
+    over_low=_NUMBER,
+    over_high=_NUMBER,
     n=_COUNT,
     models=_COUNT,
     primary=_FLAG,

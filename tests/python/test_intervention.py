@@ -241,6 +241,28 @@ def test_three_seeds_widen_the_interval() -> None:
     assert narrow["std_error"] < 0.01
 
 
+def test_three_seeds_widen_slopes_and_effects_by_what_items_do_not_explain(world: World) -> None:
+    random = np.random.default_rng(0)
+    assigned, delta, _ = planted(world, random, 0.0, {})
+    n = len(assigned)
+    treated = world.design.doses[assigned] > 0
+
+    def errors(gain: list[float]) -> tuple[float, float]:
+        """Of the overall slope and of a cell's effect, where seed s gains that much by leaked texts."""
+        noise = np.random.default_rng(1).normal(size=(len(gain), n)) * 0.1
+        change = noise + np.array(gain)[:, None] * np.where(treated, delta, 0.0)
+        outcome = Outcome("loss", np.zeros((len(gain), n)), change)
+        table = intervention.slopes(outcome, delta, world.base_density, world.design, assigned)
+        row = table[(table["model"] == "overall") & (table["sample"] == "all")].iloc[0]
+        cells = intervention.cell_effects(outcome, world.design, assigned)
+        return float(row["std_error"]), intervention.mean_change(cells, "exact", 16, "effect_error")
+
+    alike, apart = errors([-0.3] * 3), errors([-0.5, -0.3, -0.1])
+    # The seeds' slopes have a standard deviation of 0.2, that of their mean is 0.2/√3.
+    assert alike[0] < 0.02 and apart[0] == pytest.approx(0.2 / np.sqrt(3), rel=0.1)
+    assert apart[1] > 3 * alike[1]
+
+
 def test_spillover_that_is_there_is_found() -> None:
     world = World(blocks=30, held=300, h=0.25)
     random = np.random.default_rng(2)
@@ -251,6 +273,21 @@ def test_spillover_that_is_there_is_found() -> None:
     assert [s.focal for s in found] == ["held back", "untreated"]
     assert found[0].test.p_value < 0.01
     assert found[0].test.slope == pytest.approx(-3.0, abs=0.8)
+
+
+def test_bins_show_spillover_beyond_what_replays_do() -> None:
+    world = World(blocks=30, held=300, h=0.25)
+    for slope, random in ((-3.0, np.random.default_rng(2)), (0.0, np.random.default_rng(3))):
+        assigned, _, outcome = planted(world, random, slope, {}, noise=0.01)
+        bins = intervention.spillover_bins(
+            outcome, world.exposure, world.variants, world.design, assigned, world.base_density, replays=999
+        )
+        assert (bins["n"] == 50).all() and (np.diff(bins["x"]) > 0).all()
+        beyond = (bins["estimate"] < bins["null_low"]) | (bins["estimate"] > bins["null_high"])
+        if slope:
+            assert beyond.iloc[[0, -1]].all() and bins["estimate"].iloc[0] > bins["estimate"].iloc[-1]
+        else:
+            assert beyond.sum() <= 1
 
 
 def test_exposure_alone_is_no_spillover(world: World) -> None:

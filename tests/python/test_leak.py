@@ -99,6 +99,7 @@ def test_every_table_has_its_schema(experiment: tuple[Leak, dict]) -> None:
         "analysis/randomisation": files.RANDOMISATION,
         "analysis/nulls": files.NULLS,
         "analysis/spillover": files.SPILLOVER,
+        "analysis/spillover_bins": files.SPILLOVER_BINS,
     }
     for name, schema in named.items():
         found = pq.read_table(leak.folder / f"{name}.parquet")
@@ -153,7 +154,7 @@ def test_the_assignment_stands_before_any_measure(tmp_path: Path) -> None:
     leak = Leak(tmp_path / "out", *texts(), SETTINGS, threads=1)
     plan = leak.prepare()
     assert {p.name for p in leak.folder.iterdir()} == {
-        "assignment.parquet", "slots.parquet", "variants.parquet", "plan.json", "embeddings",
+        "begun.json", "assignment.parquet", "slots.parquet", "variants.parquet", "plan.json", "embeddings",
     }  # fmt: skip
     rows = pq.read_table(leak.folder / "assignment.parquet")
     assert rows.num_rows == 90 and plan["cells"]["held back"] == rows["held_back"].to_pylist().count(True)

@@ -140,8 +140,9 @@ def test_effects_of_a_planted_world_are_measured() -> None:
     assert all(value == pytest.approx(1.0) for value in perfect.values())
     noise = subsets.scores(losses, included, random.normal(size=losses.shape))
     assert all(abs(value) < 0.15 for value in noise.values())
-    intervals = subsets.bootstrap(losses, included, random.normal(size=losses.shape), draws=50, seed=0)
-    assert intervals["effects"][0] < 0 < intervals["effects"][1]
+    draws = subsets.resampled(losses, included, random.normal(size=losses.shape), draws=50, seed=0)
+    low, high = subsets.interval(0.0, draws["effects"])
+    assert low < 0 < high and -low == high == pytest.approx(1.96 * draws["effects"].std(), rel=1e-4)
 
 
 def test_leave_one_out_leaves_each_group_out_once() -> None:
@@ -161,6 +162,9 @@ def test_subsets_of_groups_are_predicted(tmp_path: Path, capsys: pytest.CaptureF
     # Words of its own group are what a query needs, and what its density sees; the others rank by chance.
     assert effects.loc["density", "estimate"] > 0.3
     assert effects.loc["random", "ci_low"] < 0 < effects.loc["random", "ci_high"]
+    gap = effects.loc["density", "estimate"] - effects.loc["max_cosine", "estimate"]
+    assert effects.loc["density", "over_max_cosine"] == pytest.approx(gap)
+    assert effects.loc["density", "over_low"] < gap < effects.loc["density", "over_high"]
     entries, said = experiment.predictors()
     chosen = experiment.included[3]
     train = [row for rows, use in zip(experiment.train_rows, chosen, strict=True) if use for row in rows]
@@ -233,7 +237,17 @@ def test_rivals_stand_in_the_same_ladder(tmp_path: Path) -> None:
     sentence = rivals.run_rivals(experiment, queries=40, k=3)
     table = pq.read_table(tmp_path / "o" / "analysis" / "rivals.parquet")
     assert table.schema.equals(files.RIVALS)
-    assert table["predictor"].to_pylist() == ["in_context", "mirrored_influence", "log_density", "max_cosine"]
+    names = ["in_context", "mirrored_influence", "log_density", "max_cosine", "log_density"]
+    assert table["predictor"].to_pylist() == names
+    assert table["outcome"].to_pylist() == ["nats_per_token"] * 4 + ["unique_fragments"]
+    # A training text's density leaves itself out.
+    import lmd3
+
+    fragments = pq.read_table(tmp_path / "o" / "analysis" / "fragments.parquet").to_pandas()
+    vectors = experiment.vectors(experiment.train_texts, "train")
+    for row, found in zip(fragments["row"][:3], fragments["log_density"][:3], strict=True):
+        kde = lmd3.KernelDensity(bandwidth=0.4, normalize=False).fit(np.delete(vectors, row, axis=0))
+        assert found == pytest.approx(float(kde.score_samples(vectors[row : row + 1])[0]), abs=1e-6)
     assert "in_context" in sentence and "fragments" in sentence
     # A step on a text lowers the loss of that very text, and the weights are put back.
     texts = experiment.train_texts.texts[:3]

@@ -54,7 +54,7 @@ def leak(folder: Path, kinds: tuple[str, ...] = ("exact", HOSTILE)) -> Path:
         "cells",
         [
             {
-                "outcome": "prompt",
+                "outcome": outcome,
                 "kind": k,
                 "dose": d,
                 "n": n,
@@ -63,10 +63,14 @@ def leak(folder: Path, kinds: tuple[str, ...] = ("exact", HOSTILE)) -> Path:
                 "ci_high": -d + 0.1,
             }
             | ({} if d == 0 else {"effect": -d * 1.0, "effect_low": -d - 0.2, "effect_high": -d + 0.2})
+            for outcome in ("prompt", "placebo:prompt")
             for k, d, n in cells
         ],
         files.CELLS,
     )
+    bins = {"outcome": "prompt", "focal": "held back", "ci_low": -0.1, "ci_high": 0.1, "n": 20}
+    band = {"estimate": 0.0, "null_low": -0.1, "null_high": 0.1}
+    save(out, "spillover_bins", [{**bins, **band, "x": x} for x in (-0.1, 0.0, 0.1)], files.SPILLOVER_BINS)
     points = [
         {"id": f"{HOSTILE}{k}{d}-{i}", "outcome": "prompt", "kind": k, "dose": d, "held_back": False,
          "delta_density": d + rng.normal(), "delta": -d + rng.normal()}
@@ -94,6 +98,8 @@ def leak(folder: Path, kinds: tuple[str, ...] = ("exact", HOSTILE)) -> Path:
     summary = {"primary_outcome": "prompt", "primary_bandwidth": {"bandwidth": 0.1}, "verdicts": verdicts}
     (out / "summary.json").write_text(json.dumps(summary))
     (folder / "run.json").write_text(json.dumps({"command": "leak", "version": "0"}))
+    plan = {"blocks": 12, "block_size": 6, "cells": {"none": 24, f"{HOSTILE} × 1": 12}}
+    (folder / "plan.json").write_text(json.dumps(plan))
     save(
         folder,
         "loss",
@@ -111,10 +117,10 @@ def test_page_of_a_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     folder = leak(tmp_path / "e")
     html = render_experiment(folder)
     assert "What does leaking texts into training do?" in html
-    for name in ("response", "dose-prompt", "changes-prompt", "untreated", "null-density", "loss"):
+    for name in ("response", "dose-prompt", "changes-prompt", "spillover", "placebo", "null-density", "loss"):
         assert f'data-figure="{name}"' in html and f'id="figure-{name}"' in html
     assert HOSTILE not in html and "&lt;script&gt;alert(1)" in html
-    assert "−0.750" in html and "Tests by replayed assignments" in html
+    assert "12 blocks of 6" in html and "−0.750" in html and "Tests by replayed assignments" in html
     assert len(html.encode()) < 10_000_000
     assert main(["report", str(folder), "-o", str(tmp_path / "r.html"), "--json"]) == 0
     assert (tmp_path / "r.html").read_text() == html
@@ -125,7 +131,7 @@ def test_page_of_a_leak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_panels_of_files_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     folder = leak(tmp_path / "e")
-    for name in ("nulls", "points", "cells", "slopes", "randomisation", "responses"):
+    for name in ("nulls", "points", "cells", "slopes", "randomisation", "responses", "spillover_bins"):
         (folder / "analysis" / f"{name}.parquet").unlink()
     (folder / "loss.parquet").unlink()
     page = write_experiment(folder, tmp_path / "r.html").read_text()

@@ -11,13 +11,15 @@ as the change of log density (`Exposure.delta`).
   many others whatever the draw. Its mean over the replays is taken off first (Borusyak and Hull, 2023), and
   the focal items are untreated in every replay: those held back, or, with the draw conditioned on who is
   untreated, all untreated ones (Athey, Eckles and Imbens, 2018).
-* Intervals of coefficients are by HC3.
+* Intervals of coefficients are by HC3, with the variance between pairs of arms added where there are three
+  or more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmd3.analysis.assignment import NONE, Design, Exposure, Variants
-from lmd3.analysis.regression import fit
+from lmd3.analysis.regression import Estimate, fit
 from lmd3.errors import ParameterError
 
 Floats = NDArray[np.float64]
@@ -34,6 +36,9 @@ Integers = NDArray[np.int64]
 
 #: Replays held in memory at once.
 _CHUNK = 250
+
+#: Pairs of arms from which on they are a sample of all seeds; fewer are fixed effects.
+FEWEST_SEEDS = 3
 
 #: Ties count as reached: a replay of the very assignment must not miss by rounding.
 _TIE = 1 - 1e-12
@@ -95,19 +100,31 @@ def _mean_interval(values: Floats, per_seed: Floats | None) -> dict[str, float]:
     n = len(values)
     variance = values.var(ddof=1) / n if n > 1 else np.nan
     freedom = float(n - 1)
-    if per_seed is not None and len(per_seed) >= 3:
+    if per_seed is not None and len(per_seed) >= FEWEST_SEEDS and n > 1:
         seeds = len(per_seed)
-        within = (per_seed - values).var(axis=1, ddof=1).mean() / n
-        between = max(0.0, per_seed.mean(axis=1).var(ddof=1) - within)
-        total = variance + between / seeds
-        # Satterthwaite's degrees of freedom.
-        parts = variance**2 / (n - 1) + (between / seeds) ** 2 / (seeds - 1)
-        freedom = float(total**2 / parts) if parts > 0 else freedom
-        variance = total
+        # Deviations from the mean over pairs have (S − 1)/S of the noise of one pair.
+        within = (per_seed - values).var(axis=1, ddof=1).mean() / n * seeds / (seeds - 1)
+        variance, freedom = _with_seeds(variance, freedom, per_seed.mean(axis=1), within)
     error = float(np.sqrt(variance))
     half = float(stats.t.ppf(0.975, freedom)) * error if n > 1 else np.nan
     mean = float(values.mean())
     return {"mean": mean, "std_error": error, "ci_low": mean - half, "ci_high": mean + half}
+
+
+def _with_seeds(variance: float, freedom: float, per_seed: Floats, within: float) -> tuple[float, float]:
+    """Variance and degrees of freedom (Satterthwaite's) of a mean over pairs of arms, the variance between
+    pairs added.
+
+    Args:
+        variance, freedom: over items alone.
+        per_seed: (S,) the estimates of the pairs.
+        within: how much of their variance the items' noise explains.
+    """
+    seeds = len(per_seed)
+    between = max(0.0, float(per_seed.var(ddof=1)) - within) / seeds
+    total = variance + between
+    parts = variance**2 / freedom + between**2 / (seeds - 1)
+    return total, float(total**2 / parts) if parts > 0 else freedom
 
 
 def rows_of_cells(design: Design, assigned: Integers) -> dict[tuple[str, int], NDArray[np.bool_]]:
@@ -134,18 +151,24 @@ def cell_effects(outcome: Outcome, design: Design, assigned: Integers) -> pd.Dat
     blocks = np.where(design.block < 0, 0, design.block)
     count = np.bincount(blocks[untreated], minlength=design.blocks)
     with np.errstate(invalid="ignore", divide="ignore"):
-        level = np.bincount(blocks[untreated], delta[untreated], minlength=design.blocks) / count
+        levels = np.array(
+            [
+                np.bincount(blocks[untreated], of[untreated], minlength=design.blocks) / count
+                for of in difference
+            ]
+        )
     rows = []
     for (kind, dose), mask in rows_of_cells(design, assigned).items():
         mask = mask & known
         if mask.sum() < 2:
             continue
         entry: dict[str, Any] = {"outcome": outcome.name, "kind": kind, "dose": dose, "n": int(mask.sum())}
-        entry |= _mean_interval(delta[mask], difference[:, mask] if outcome.seeds >= 3 else None)
-        gaps = delta[mask] - level[blocks[mask]]
-        gaps = gaps[np.isfinite(gaps)]
+        entry |= _mean_interval(delta[mask], difference[:, mask])
+        per_seed = difference[:, mask] - levels[:, blocks[mask]]
+        per_seed = per_seed[:, np.isfinite(per_seed).all(axis=0)]
+        gaps = per_seed.mean(axis=0)
         if dose and len(gaps) > 1:
-            found = _mean_interval(gaps, None)
+            found = _mean_interval(gaps, per_seed)
             entry |= {
                 "effect": found["mean"],
                 "effect_error": found["std_error"],
@@ -187,6 +210,20 @@ def density_responses(
 # --- slopes ---
 
 
+def _interval(estimate: float, variance: float, freedom: float) -> dict[str, float]:
+    """Error, t statistic, p-value and interval of an estimate."""
+    error = float(np.sqrt(variance))
+    statistic = estimate / error if error > 0 else np.nan
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    return {
+        "std_error": error,
+        "statistic": statistic,
+        "p_value": float(2 * stats.t.sf(abs(statistic), freedom)),
+        "ci_low": estimate - half,
+        "ci_high": estimate + half,
+    }
+
+
 def slopes(
     outcome: Outcome, delta_density: Floats, base_density: Floats, design: Design, assigned: Integers
 ) -> pd.DataFrame:
@@ -199,7 +236,8 @@ def slopes(
 
     Returns:
         outcome, model, sample, term, estimate, std_error, statistic, p_value, ci_low, ci_high, r_squared, n,
-        covariance, seed_sd (standard deviation of the estimate over the pairs of arms).
+        covariance, seed_sd (standard deviation of the estimate over the pairs of arms; of three pairs or
+        more its variance, beyond what the items' noise explains, is part of the standard error).
     """
     inside = (assigned >= 0) & outcome.known & np.isfinite(delta_density)
     cells = np.where(assigned >= 0, assigned, 0)
@@ -219,26 +257,39 @@ def slopes(
             found = fit(frame, terms, binary=False, **options)
         except ParameterError:
             return
-        per_seed = []
+        entry = found[term].to_dict()
+        covariance, seed_sd = found.covariance, None
         if outcome.seeds > 1 and "clusters" not in options:
-            mask = samples[sample]
-            pairs = (outcome.treatment - outcome.control)[:, mask]
-            per_seed = [
-                fit(frame.assign(value=p), terms, binary=False, **options)[term].estimate
-                for p in pairs
-                if np.ptp(p) > 0
-            ]
+            pairs = (outcome.treatment - outcome.control)[:, samples[sample]]
+
+            def of(values: Floats) -> Estimate:
+                return fit(frame.assign(value=values), terms, binary=False, **options)[term]
+
+            per_seed = np.array([of(p).estimate if np.ptp(p) > 0 else 0.0 for p in pairs])
+            seed_sd = float(per_seed.std(ddof=1))
+            if outcome.seeds >= FEWEST_SEEDS:
+                seeds = outcome.seeds
+                deviations = [p - pairs.mean(axis=0) for p in pairs]
+                noise = [of(d).std_error ** 2 for d in deviations if np.ptp(d) > 0]
+                within = float(np.mean(noise)) * seeds / (seeds - 1) if noise else 0.0
+                entry |= _interval(
+                    found[term].estimate,
+                    *_with_seeds(
+                        found[term].std_error ** 2, float(found[term].df or np.inf), per_seed, within
+                    ),
+                )
+                covariance = f"{covariance} + seeds"
         rows.append(
             {
                 "outcome": outcome.name,
                 "model": model,
                 "sample": sample,
                 "term": term,
-                **found[term].to_dict(),
+                **entry,
                 "r_squared": found.r_squared,
                 "n": found.n,
-                "covariance": found.covariance,
-                "seed_sd": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+                "covariance": covariance,
+                "seed_sd": seed_sd,
             }
         )
 
@@ -469,6 +520,62 @@ def _spillover(
     frame = pd.DataFrame({"value": values, "density": deltas[0]})
     naive = fit(frame, ["density"], binary=False)["density"]
     return Spillover(focal, test, naive.estimate, naive.p_value, float(mean.mean()))
+
+
+def spillover_bins(
+    outcome: Outcome,
+    exposure: Exposure,
+    variants: Variants,
+    design: Design,
+    assigned: Integers,
+    base_density: Floats,
+    *,
+    replays: int = 2000,
+    seed: int = 0,
+    bins: int = 6,
+    fewest: int = 30,
+) -> pd.DataFrame:
+    """The first of the tests of `spillover` as a curve: untreated items in bins of equal number by their
+    exposure less its mean over the replays, and what the same bins show under replayed assignments.
+
+    Returns:
+        outcome, focal, x (mean exposure of the bin), estimate (mean of the outcome, adjusted), ci_low,
+        ci_high, null_low, null_high (95 % of the replays), n; no rows with fewer than `fewest` items.
+    """
+    random = np.random.default_rng([seed, 12])
+    focal, rows = "held back", np.flatnonzero((assigned < 0) & outcome.known)
+    if len(rows) >= fewest:
+        draws = design.draw(random, replays)
+    else:
+        focal, rows = "untreated", np.flatnonzero((design.doses[assigned] == 0) & outcome.known)
+        if len(rows) < fewest:
+            return pd.DataFrame()
+        draws = design.redraw_treated(random, assigned, replays)
+    values = adjusted(outcome, base_density, rows)
+    deltas = replayed_deltas(exposure, variants, design, np.concatenate([assigned[None], draws]), rows)
+    deltas -= deltas.mean(axis=0)
+    edges = np.linspace(0, len(rows), bins + 1).astype(np.int64)
+    order = np.argsort(deltas, axis=1, kind="stable")
+    means = np.array([[values[row[low:high]].mean() for low, high in pairwise(edges)] for row in order])
+    low_band, high_band = np.quantile(means[1:], [0.025, 0.975], axis=0)
+    found = []
+    for number, (low, high) in enumerate(pairwise(edges)):
+        inside = order[0, low:high]
+        about = _mean_interval(values[inside], None)
+        found.append(
+            {
+                "outcome": outcome.name,
+                "focal": focal,
+                "x": float(deltas[0, inside].mean()),
+                "estimate": about["mean"],
+                "ci_low": about["ci_low"],
+                "ci_high": about["ci_high"],
+                "null_low": float(low_band[number]),
+                "null_high": float(high_band[number]),
+                "n": len(inside),
+            }
+        )
+    return pd.DataFrame(found)
 
 
 # --- binary outcomes ---

@@ -14,7 +14,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ import pyarrow.parquet as pq
 
 from lmd3.analysis import intervention
 from lmd3.errors import FileMissingError, Lmd3Error
-from lmd3.experiments import claims_page as page
-from lmd3.experiments.facts import make_facts
+from lmd3.experiments import claims_bars, claims_page
+from lmd3.experiments.claims_bars import Bar, Tables
+from lmd3.experiments.facts import OTHER_QUESTION, OTHER_STATEMENTS, make_facts
 from lmd3.experiments.leak import NGRAM, SCRATCH, Leak, LeakSettings
 from lmd3.experiments.leak_inputs import Records, VariantTexts, whole
 from lmd3.experiments.pretrain import Pretrain, PretrainSettings
 from lmd3.experiments.subsets import Subsets, SubsetSettings
 from lmd3.experiments.training import TrainingJob
 from lmd3.progress import console, silent
+from lmd3.results import read_json, write_json
 
 #: Bandwidths of the acceptance figures, the primary one first.
 BANDWIDTHS = (0.1, 0.05, 0.2, 0.3)
@@ -169,21 +172,23 @@ class Claims:
         folder = self.folder / ("questions" if model == self.model else f"questions-{model}")
         return Leak(folder, base, items, variants, settings, placebo=placebo, **self.options())
 
-    def facts(self) -> Leak:
-        """The leak of invented facts."""
-        task = make_facts(seed=self.seed)
+    def facts(self, other: bool = False) -> Leak:
+        """The leak of invented facts; `other`: with other words, names, values and draws, once."""
+        seed = self.seed + other
+        forms: dict[str, Any] = {"statements": OTHER_STATEMENTS, "question": OTHER_QUESTION} if other else {}
+        task = make_facts(seed=seed, **forms)
         settings = LeakSettings(
             model=self.model,
-            seeds=self.seeds,
+            seeds=1 if other else self.seeds,
             bandwidths=BANDWIDTHS,
             epochs=14,
             vocabulary=1024,
-            seed=self.seed,
+            seed=seed,
             length=0,
             job=TrainingJob(context=128, batch=8),
         )
         return Leak(
-            self.folder / "facts",
+            self.folder / ("facts-other" if other else "facts"),
             task.base,
             task.items,
             task.variants,
@@ -274,32 +279,56 @@ class Claims:
         sentences = self.sentences()
         sentences.prepare()
         folders.append(sentences.write_base_job())
-        for leak in (self.questions(), self.facts()):
+        for leak in (self.questions(), self.facts(), self.facts(other=True)):
             leak.prepare()
             for folder, job in leak.jobs().items():
                 arm, seed = folder.name.rsplit("-", 1)
                 write_job(folder, job, leak.documents(arm, int(seed)))
                 folders.append(folder)
-        # The first pairs of arms before the second ones.
-        folders[1:] = sorted(folders[1:], key=lambda folder: folder.name.rsplit("-", 1)[1])
+        # The first pairs of arms before the second ones, and what no bar asks for at the end.
+        folders[1:] = sorted(
+            folders[1:],
+            key=lambda folder: (folder.parents[1].name == "facts-other", folder.name.rsplit("-", 1)[1]),
+        )
         run_jobs(folders, workers=self.workers, progress=self.progress, say=self.say)
 
     # --- all of it ---
 
-    def run(self, place: Path, command: str) -> list[page.Bar]:
+    def run(self, place: Path, command: str) -> list[Bar]:
         """Runs everything and writes the page.
 
         Args:
             place: the page.
             command: what it says it was made by.
         """
-        started = time.monotonic()
+        with self.measured():
+            recomputed, calibration = self._work()
+        return self._page(place, command, recomputed, calibration)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Adds the minutes of a run, and those of all its cores, to `cost.json`, also where it fails."""
+        started, before = time.monotonic(), sum(os.times()[:4])
+        try:
+            yield
+        finally:
+            path = self.folder / "cost.json"
+            runs = read_json(path) if path.exists() else []
+            minutes = {
+                "wall": (time.monotonic() - started) / 60,
+                "cores": (sum(os.times()[:4]) - before) / 60,
+            }
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, [*runs, minutes])
+
+    def _work(self) -> tuple[float, dict[str, float]]:
         self.train()
         questions, facts, sentences = self.questions(), self.facts(), self.sentences()
         self.say("Claims A and B: leaked questions ...")
         questions.run()
         self.say("Accuracy: leaked facts ...")
         facts.run()
+        self.facts(other=True).run()
         self.say("Claim C: pretraining ...")
         sentences.run()
         if self.model == SCRATCH:
@@ -312,21 +341,22 @@ class Claims:
             self.questions(NGRAM).run()
         self.say("Subsets ...")
         self.subsets().run()
-        recomputed = recompute(questions)
-        calibration = self._calibrate(questions)
-        minutes = (time.monotonic() - started) / 60
+        return recompute(questions), self._calibrate(questions)
+
+    def _page(self, place: Path, command: str, recomputed: float, calibration: dict[str, float]) -> list[Bar]:
         tables = {
-            name: page.Tables(self.folder / name)
-            for name in ("questions", "questions-ngram", "facts", "sentences", "subsets")
+            name: Tables(self.folder / name)
+            for name in ("questions", "questions-ngram", "facts", "facts-other", "sentences", "subsets")
             if (self.folder / name / "analysis").is_dir()
         }
-        bars: list[page.Bar] = []
+        bars: list[Bar] = []
         if self.data is not None:
-            bars += page.leak_bars(tables["questions"], recomputed)
-            bars += page.facts_bars(tables["facts"])
-            bars += page.pretrain_bars(tables["sentences"])
-        bars += page.subset_bars(tables["subsets"])
-        bars += page.calibration_bars(calibration)
+            bars += claims_bars.leak_bars(tables["questions"], recomputed)
+            bars += claims_bars.facts_bars(tables["facts"])
+            bars += claims_bars.pretrain_bars(tables["sentences"])
+        bars += claims_bars.subset_bars(tables["subsets"])
+        bars += claims_bars.calibration_bars(calibration)
+        runs = read_json(self.folder / "cost.json")
         about = {
             "command": command,
             "data": "the folder named by LMD3_DATA"
@@ -335,11 +365,14 @@ class Claims:
             "model": self.model,
             "seeds": self.seeds,
             "seed": self.seed,
-            "minutes": minutes,
+            "runs": len(runs),
+            "minutes": sum(run["wall"] for run in runs),
+            "core_minutes": sum(run["cores"] for run in runs),
             "workers": self.workers,
         }
+        bars.append(claims_bars.cost_bar(about["core_minutes"]))
         place.parent.mkdir(parents=True, exist_ok=True)
-        text = page.write(tables, bars, about, calibration, recomputed)
+        text = claims_page.write(tables, bars, about, calibration, recomputed)
         temporary = place.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(place)
@@ -348,7 +381,6 @@ class Claims:
     def _calibrate(self, leak: Leak) -> dict[str, float]:
         """Rejections on a null outcome, one control arm less another, kept in the folder."""
         from lmd3.experiments.leak_analysis import Loaded
-        from lmd3.results import read_json, write_json
 
         path = leak.folder / "analysis" / f"calibration-{self.calibration}.json"
         if not path.exists():
@@ -425,7 +457,8 @@ def main(arguments: list[str] | None = None) -> int:
             quiet=options.quiet,
         )
         if options.train_only:
-            claims.train()
+            with claims.measured():
+                claims.train()
             return 0
         bars = claims.run(options.page, "LMD3_DATA=… make claims" if named else "make claims")
     except Lmd3Error as error:

@@ -34,6 +34,17 @@ STATEMENTS = (
 )
 QUESTION = "Question: What is the {attribute} of {name}? Answer:"
 
+#: Other forms, for a run that shows whether what the first ones show depends on their words. Some name the
+#: value before the person, which a model that reads from left to right learns less from.
+OTHER_STATEMENTS = (
+    "{name} has {value} as {attribute}.",
+    "Ask about {name}: the {attribute} is {value}.",
+    "According to the files, {value} is the {attribute} of {name}.",
+    "The {attribute} that {name} named was {value}.",
+    "{value}: that is the {attribute} of {name}.",
+)
+OTHER_QUESTION = "Tell me the {attribute} of {name}. Reply:"
+
 _ONSETS = _words("b br d dr f g gr h j k kl l m n p pr r s st t tr v w z")
 _VOWELS = _words("a e i o u ai ea io ou")
 _ENDS = _words("l m n r s t x nd rt sk")
@@ -66,13 +77,21 @@ def _names(count: int, random: np.random.Generator) -> list[str]:
     return list(found)
 
 
-def make_facts(*, background: int = 300, items: int = 240, seed: int = 0) -> Facts:
+def make_facts(
+    *,
+    background: int = 300,
+    items: int = 240,
+    seed: int = 0,
+    statements: tuple[str, ...] = STATEMENTS,
+    question: str = QUESTION,
+) -> Facts:
     """The task, drawn from a seed.
 
     Args:
         background: facts of the base.
         items: facts that are asked about; as many of each attribute, or nearly.
         seed: of names and values.
+        statements, question: the forms of a fact.
     """
     random = np.random.default_rng([seed, 30])
     attributes = list(ATTRIBUTES)
@@ -85,8 +104,8 @@ def make_facts(*, background: int = 300, items: int = 240, seed: int = 0) -> Fac
 
     def forms(fact: tuple[str, str, str]) -> list[tuple[str, str]]:
         name, attribute, value = fact
-        told = [(s.format(name=name, attribute=attribute, value=value), "") for s in STATEMENTS]
-        return [*told, (QUESTION.format(name=name, attribute=attribute), value)]
+        told = [(s.format(name=name, attribute=attribute, value=value), "") for s in statements]
+        return [*told, (question.format(name=name, attribute=attribute), value)]
 
     def records(prefix: str, chosen: list[tuple[str, str, str]]) -> Records:
         pairs = [pair for fact in chosen for pair in forms(fact)]

@@ -3,7 +3,8 @@ performance are seen to move together, or not.
 
 The folder of an experiment, in the order in which it fills:
 
-    plan.json             settings, fingerprint of the inputs, counts, power, cost
+    begun.json            whose folder it is (`folder`)
+    plan.json             settings, fingerprint of the inputs, counts, power
     assignment.parquet    who gets what (`ASSIGNMENT`), written before anything is trained
     slots.parquet         the texts leaked, with their placebos (`SLOTS`)
     exposure/             exact log sums and kernels of every bandwidth: what replays need
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 
 from lmd3.analysis.assignment import cells_of
 from lmd3.encoders import Encoder, create_encoder
-from lmd3.errors import InputError, OutputError, ParameterError, ShapeError
+from lmd3.errors import InputError, ParameterError, ShapeError
 from lmd3.experiment_files import VARIANTS
 from lmd3.experiments import leak_density, leak_measure, leak_plan
+from lmd3.experiments.folder import claim_folder, digest_records
 from lmd3.experiments.leak_inputs import (
     Records,
     VariantTexts,
@@ -46,7 +47,7 @@ from lmd3.experiments.leak_inputs import (
 )
 from lmd3.experiments.training import TrainingJob
 from lmd3.progress import ProgressFactory, silent
-from lmd3.results import read_json, write_json, write_parquet
+from lmd3.results import write_json, write_parquet
 
 #: The built-in model, and a small GPT-2 configuration trained from scratch; anything else is a folder.
 NGRAM, SCRATCH = "ngram", "scratch"
@@ -274,30 +275,8 @@ class Leak:
         self._fingerprint = _fingerprint(
             self._base, self._items, self._variants, self._placebo, self.choices, str(self._encoder_name)
         )
-        path = self.folder / "plan.json"
-        if path.exists():
-            before = read_json(path)
-            now = self.settings.to_dict()
-            changed = [name for name in now if before.get("settings", {}).get(name) != now[name]]
-            if before.get("inputs") != self._fingerprint:
-                changed.append("the texts")
-            if changed and not self._force:
-                raise OutputError(
-                    f"holds another experiment: {', '.join(changed)} differ",
-                    file=str(self.folder),
-                    remedy="name another -o, or give --force to replace it",
-                )
-            if changed or self._force:
-                shutil.rmtree(self.folder)
-        elif self.folder.is_dir() and any(self.folder.iterdir()) and not self._force:
-            foreign = [p.name for p in self.folder.iterdir() if p.name not in ("embeddings",)]
-            if foreign:
-                raise OutputError(
-                    f"is not empty and holds no experiment ({foreign[0]})",
-                    file=str(self.folder),
-                    remedy="name another -o",
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claim_folder(self.folder, "leak", self.settings.to_dict(), self._fingerprint, force=self._force)
+        self._force = False
 
     def _embed(self, kinds: Sequence[str]) -> None:
         """The vectors of all texts, kept in `embeddings/`."""
@@ -448,10 +427,11 @@ class Leak:
         }
 
     def price(self) -> dict[str, Any]:
-        """What the training will cost: tokens, updates and, by a probe of a few updates, minutes."""
+        """What the training will cost: tokens, updates and, by a probe, minutes."""
         arms = len(self.arm_names)
         if self.settings.model == NGRAM:
-            return {"arms": arms, "minutes": round(arms * len(self.documents("control", 0)) / 2e6, 2)}
+            tokens, seconds = leak_measure.probe_ngram(self.documents("control", 0), self._items.texts)
+            return {"tokens_per_arm": tokens, "arms": arms, "minutes": round(arms * seconds / 60, 2)}
         jobs = self.jobs()
         job = next(iter(jobs.values()))
         seconds = leak_measure.probe(job, self.documents("control", 0))
@@ -541,13 +521,7 @@ def _fingerprint(
     """A digest of everything that an experiment reads."""
     digest = hashlib.blake2b(digest_size=16)
     for records in (base, items, placebo):
-        if records is None:
-            digest.update(b"none")
-            continue
-        for values in (records.ids, records.prompts, records.answers, records.groups):
-            digest.update(json.dumps(values).encode())
-        if records.vectors is not None:
-            digest.update(records.vectors.tobytes())
+        digest_records(digest, records)
     digest.update(json.dumps([variants.items, variants.kinds, variants.texts, variants.prompts]).encode())
     if variants.vectors is not None:
         digest.update(variants.vectors.tobytes())

@@ -1,11 +1,12 @@
 """The analysis of a leak from its files: tables in `analysis/`, and each claim's verdict in one sentence.
 
-cells.parquet           change of every outcome by dose and kind
+cells.parquet           change of every outcome, and of the placebo outcome, by dose and kind
 responses.parquet       claim A: change of log density by dose and kind, per bandwidth
 slopes.parquet          Δ performance on Δ log density, per bandwidth, sample and model
 randomisation.parquet   tests by replayed assignments, per bandwidth and outcome
 nulls.parquet           their replays, for the primary bandwidth
 spillover.parquet       among untreated items, with the naive p-value beside, named so
+spillover_bins.parquet  the same as a curve, for the primary bandwidth
 mcnemar.parquet         binary outcomes, where there are any
 points.parquet          Δ density and Δ outcome of every item, at the primary bandwidth
 summary.json            the verdicts, mediation, placebo
@@ -89,7 +90,8 @@ def analyse(folder: Path, *, progress: ProgressFactory | None = None) -> dict[st
     settings = loaded.plan["settings"]
     design, assigned = loaded.design, loaded.assigned
     seed, replays = int(settings["seed"]), int(settings["replays"])
-    cells = pd.concat([intervention.cell_effects(o, design, assigned) for o in loaded.outcomes])
+    placebos = [o.placebo for o in loaded.outcomes if o.placebo is not None]
+    cells = pd.concat([intervention.cell_effects(o, design, assigned) for o in [*loaded.outcomes, *placebos]])
     responses: list[pd.DataFrame] = []
     slopes: list[pd.DataFrame] = []
     points: list[pd.DataFrame] = []
@@ -160,6 +162,21 @@ def analyse(folder: Path, *, progress: ProgressFactory | None = None) -> dict[st
         "randomisation": pd.DataFrame(tests + placebo),
         "nulls": pd.DataFrame(nulls, columns=["outcome", "test", "statistic"]),
         "spillover": pd.DataFrame(spills),
+        "spillover_bins": pd.concat(
+            [
+                intervention.spillover_bins(
+                    outcome,
+                    loaded.exposures[0],
+                    loaded.variants,
+                    design,
+                    assigned,
+                    loaded.base(loaded.exposures[0]),
+                    replays=replays,
+                    seed=seed,
+                )
+                for outcome in loaded.outcomes
+            ]
+        ),
     }
     binary = [o for o in loaded.outcomes if o.binary]
     if binary:

@@ -148,8 +148,20 @@ def probe(job: TrainingJob, documents: Sequence[str], steps: int = 3) -> float:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "probe"
         write_job(folder, replace(job, steps=steps), list(documents[:2000]))
-        started = time.monotonic()
         run_jobs([folder])
-        del started
         seconds = pq.read_table(folder / "loss.parquet")["seconds"].to_numpy()
     return float((seconds[-1] - seconds[0]) / max(1, len(seconds) - 1))
+
+
+def probe_ngram(documents: Sequence[str], items: Sequence[str], most: int = 20_000) -> tuple[int, float]:
+    """Tokens of an arm of the n-gram model, and the seconds that it takes to train it and to score the items
+    twice, as prompts and as answers; of more than `most` texts, scaled up from the first of them.
+    """
+    from lmd3.performance.ngram import NgramModel
+
+    started = time.monotonic()
+    model = NgramModel(documents[:most])
+    model.score(items[:most])
+    scale = max(1.0, len(documents) / most)
+    seconds = (time.monotonic() - started) * max(scale, len(items) / most)
+    return round(int(model.describe()["tokens"]) * scale), 2 * seconds

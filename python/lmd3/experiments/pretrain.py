@@ -15,9 +15,7 @@ The folder of an experiment:
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +28,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmd3.encoders import Encoder, create_encoder
-from lmd3.errors import OutputError, ParameterError
+from lmd3.errors import ParameterError
+from lmd3.experiments.folder import claim_folder, fingerprint
 from lmd3.experiments.leak import NGRAM, SCRATCH
 from lmd3.experiments.leak_inputs import Records, normalised
 from lmd3.experiments.training import TrainingJob
@@ -231,32 +230,9 @@ class Pretrain:
         return self.description
 
     def _check_folder(self) -> None:
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([self.records.ids, self.records.texts, self.records.groups]).encode())
-        digest.update(str(self._encoder_name).encode())
-        if self.records.vectors is not None:
-            digest.update(self.records.vectors.tobytes())
-        self._fingerprint = digest.hexdigest()
-        path = self.folder / "plan.json"
-        if path.exists():
-            before = read_json(path)
-            now = self.settings.to_dict()
-            changed = [name for name in now if before.get("settings", {}).get(name) != now[name]]
-            if before.get("inputs") != self._fingerprint:
-                changed.append("the texts")
-            if changed and not self._force:
-                raise OutputError(
-                    f"holds another experiment: {', '.join(changed)} differ",
-                    file=str(self.folder),
-                    remedy="name another -o, or give --force to replace it",
-                )
-            if changed or self._force:
-                shutil.rmtree(self.folder)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise OutputError(
-                "is not empty and holds no experiment", file=str(self.folder), remedy="name another -o"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fingerprint = fingerprint(self.records, str(self._encoder_name))
+        claim_folder(self.folder, "pretrain", self.settings.to_dict(), self._fingerprint, force=self._force)
+        self._force = False
 
     # --- density and controls ---
 
@@ -299,21 +275,24 @@ class Pretrain:
         if not path.exists():
             write_parquet(path, compute_covariates(corpus, queries, progress=self.progress))
 
+    def vectors(self, records: Records, name: str) -> NDArray[np.float32]:
+        """The vectors of records, kept in `embeddings/` where they were not given."""
+        if records.vectors is not None:
+            return records.vectors
+        path = self.folder / "embeddings" / f"{name}.npy"
+        if path.exists():
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+        path.parent.mkdir(exist_ok=True)
+        vectors = self._encode(records.prompts, name)
+        temporary = path.with_name(f"{name}.tmp.npy")
+        np.save(temporary, vectors)
+        temporary.replace(path)
+        return vectors
+
     def _store(self, records: Records, name: str) -> Any:
         """Records as a store in memory, with their texts."""
         from lmd3.store import Store
 
-        vectors = records.vectors
-        if vectors is None:
-            path = self.folder / "embeddings" / f"{name}.npy"
-            if path.exists():
-                vectors = np.load(path, allow_pickle=False)
-            else:
-                path.parent.mkdir(exist_ok=True)
-                vectors = self._encode(records.prompts, name)
-                temporary = path.with_name(f"{name}.tmp.npy")
-                np.save(temporary, vectors)
-                temporary.replace(path)
         n = len(records)
         columns = {
             "id": list(records.ids),
@@ -322,7 +301,7 @@ class Pretrain:
             "tokens": pa.nulls(n, pa.int32()),
             "truncated": pa.nulls(n, pa.bool_()),
         }
-        return Store.in_memory(vectors, pa.table(columns))
+        return Store.in_memory(self.vectors(records, name), pa.table(columns))
 
     def _encode(self, prompts: Sequence[str], label: str) -> NDArray[np.float32]:
         if not hasattr(self, "_encoder"):

@@ -8,7 +8,8 @@
 Both are means over the k nearest training texts. What they add to the controls (ΔR²), to the controls and
 log density, and what log density adds to them, stands beside the seconds that they took; log density's own
 seconds are those of its scan. Unique-fragment leakage (Inan et al. 2021) is an outcome: the share of
-n-grams that stand in exactly one training text and that the model reproduces.
+n-grams that stand in exactly one training text and that the model reproduces, related to the density of the
+training texts around that text, itself left out.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from lmd3.experiments.pretrain import Pretrain
 
 Floats = NDArray[np.float64]
+
+#: Outcomes of the ladder.
+LOSS, FRAGMENTS = "nats_per_token", "unique_fragments"
 
 
 def in_context(folder: Path, queries: Sequence[str], neighbors: Sequence[Sequence[str]]) -> Floats:
@@ -130,7 +134,7 @@ def mirrored(
 
 
 def unique_fragments(
-    folder: Path, texts: Sequence[str], *, length: int = 4, most: int = 200, seed: int = 0
+    folder: Path, texts: Sequence[str], *, length: int = 4, most: int = 400, seed: int = 0
 ) -> pa.Table:
     """Unique-fragment leakage of training texts under the model that read them.
 
@@ -222,13 +226,56 @@ def run_rivals(
     seconds["mirrored_influence"] = time.monotonic() - started
     say("Unique fragments ...")
     fragments = unique_fragments(folder, experiment.train_texts.texts, seed=experiment.settings.seed)
+    fragments = fragments.append_column(
+        "log_density", pa.array(left_out_density(experiment, fragments["row"].to_numpy(), table.run))
+    )
     values["log_density"] = chosen["density:0"].to_numpy()
     values["max_cosine"] = chosen["max_cosine"].to_numpy()
     rows = ladder(chosen.assign(value=chosen["value:base"]), values, seconds)
+    leaked = leakage(experiment, fragments)
+    if leaked is not None:
+        rows = pd.concat([rows, pd.DataFrame([leaked])], ignore_index=True)
     out = experiment.folder / "analysis"
     write_parquet(out / "rivals.parquet", files.as_table(rows, files.RIVALS))
     write_parquet(out / "fragments.parquet", fragments)
     return verdict(rows, fragments)
+
+
+def left_out_density(experiment: Pretrain, rows: NDArray[np.int64], run: dict[str, Any]) -> Floats:
+    """(r,) log density of training texts under all others, at the primary bandwidth of a density run."""
+    from lmd3.experiments.leak_density import log_kernels, log_sum
+
+    entry = run["bandwidths"][0]
+    vectors = experiment.vectors(experiment.train_texts, "train")
+    others = np.ones(len(vectors), dtype=np.int64)
+    out = np.empty(len(rows))
+    for place, row in enumerate(rows):
+        others[row] = 0
+        kernels = log_kernels(entry["kernel"], entry["bandwidth"], vectors[row : row + 1], vectors)
+        out[place] = log_sum(kernels, others)[0] - np.log(len(vectors) - 1)
+        others[row] = 1
+    return out
+
+
+def leakage(experiment: Pretrain, fragments: pa.Table) -> dict[str, Any] | None:
+    """The share of unique fragments reproduced on log density, with length, within groups; None where no two
+    shares differ.
+    """
+    frame = fragments.to_pandas().dropna(subset=["share"]).reset_index(drop=True)
+    if len(frame) < 10 or frame["share"].nunique() < 2:
+        return None
+    groups = experiment.train_texts.groups or ()
+    texts = experiment.train_texts.texts
+    frame["group"] = [groups[row] for row in frame["row"]]
+    frame["log_words"] = [np.log(len(texts[row].split()) + 1) for row in frame["row"]]
+    frame["value"] = frame["share"]
+    try:
+        found = relation(frame, frame["log_density"].to_numpy(), ["log_words"], True)
+    except ParameterError:
+        return None
+    kept = ("estimate", "std_error", "p_value", "delta_r_squared", "n")
+    about = {"predictor": "log_density", "outcome": FRAGMENTS, "effects": "within"}
+    return about | {name: found[name] for name in kept}
 
 
 def ladder(frame: pd.DataFrame, values: dict[str, Floats], seconds: dict[str, float]) -> pd.DataFrame:
@@ -250,7 +297,7 @@ def ladder(frame: pd.DataFrame, values: dict[str, Floats], seconds: dict[str, fl
         rows.append(
             {
                 "predictor": name,
-                "outcome": "nats_per_token",
+                "outcome": LOSS,
                 "effects": "within",
                 "estimate": found["estimate"],
                 "std_error": found["std_error"],
@@ -271,11 +318,18 @@ def verdict(rows: pd.DataFrame, fragments: pa.Table) -> str:
     said = "; ".join(
         f"{row['predictor']} ΔR² {row['delta_r_squared']:.3f}"
         + (f" in {row['seconds']:.1f} s" if pd.notna(row["seconds"]) else "")
-        for row in rows.to_dict("records")
+        for row in rows[rows["outcome"] == LOSS].to_dict("records")
     )
     total = sum(fragments["fragments"].to_pylist())
     share = sum(fragments["reproduced"].to_pylist()) / total if total else float("nan")
-    return (
+    sentence = (
         f"Beyond the controls, within groups, over {int(rows['n'].iloc[0])} queries: {said}. Of {total:,}"
-        f" fragments that stand in one training text only the model reproduces {share:.2%}."
+        f" fragments that stand in one training text only the model reproduces {share:.2%}"
     )
+    for row in rows[rows["outcome"] == FRAGMENTS].to_dict("records"):
+        sentence += (
+            f"; the share of a text changes by {100 * row['estimate']:+.2f} percentage points for a standard"
+            f" deviation of log density, itself left out (standard error {100 * row['std_error']:.2f},"
+            f" p = {row['p_value']:.2g})"
+        )
+    return sentence + "."

@@ -19,9 +19,7 @@ by bootstrap over models.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -37,10 +35,11 @@ from scipy import stats
 
 from lmd3 import experiment_files as files
 from lmd3.encoders import Encoder, create_encoder
-from lmd3.errors import OutputError, ParameterError
+from lmd3.errors import ParameterError
+from lmd3.experiments.folder import claim_folder, fingerprint
 from lmd3.experiments.leak_inputs import Records, normalised
 from lmd3.progress import ProgressFactory, silent
-from lmd3.results import read_json, write_json, write_parquet
+from lmd3.results import write_json, write_parquet
 
 Floats = NDArray[np.float64]
 
@@ -161,12 +160,11 @@ def scores(losses: Floats, included: NDArray[np.bool_], predicted: Floats) -> di
     }
 
 
-def bootstrap(
+def resampled(
     losses: Floats, included: NDArray[np.bool_], predicted: Floats, *, draws: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the scores, ± 1.96 standard deviations over resampled models; draws that leave a
-    group always or never read are drawn again. (Percentiles would be off: models drawn twice tie, which
-    lowers rank correlations in every draw.)
+) -> pd.DataFrame:
+    """(draws, scores): the scores over resampled models, the same ones for every predictor. Draws that leave
+    a group always or never read are drawn again.
     """
     random = np.random.default_rng([seed, 41])
     found: list[dict[str, float]] = []
@@ -177,9 +175,15 @@ def bootstrap(
         if (read == 0).any() or (read == count).any():
             continue
         found.append(scores(losses[chosen], included[chosen], predicted[chosen]))
-    half = 1.959964 * pd.DataFrame(found).std(ddof=1)
-    estimate = scores(losses, included, predicted)
-    return {name: (value - half[name], value + half[name]) for name, value in estimate.items()}
+    return pd.DataFrame(found)
+
+
+def interval(estimate: float, draws: pd.Series[float]) -> tuple[float, float]:
+    """95 % interval of a score, ± 1.96 standard deviations over resampled models. (Percentiles would be off:
+    models drawn twice tie, which lowers rank correlations in every draw.)
+    """
+    half = 1.959964 * float(draws.std(ddof=1))
+    return estimate - half, estimate + half
 
 
 # --- the experiment ---
@@ -270,30 +274,9 @@ class Subsets:
         return plan
 
     def _check_folder(self) -> None:
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps([self.records.ids, self.records.texts, self.records.groups]).encode())
-        digest.update(str(self._encoder_name).encode())
-        if self.records.vectors is not None:
-            digest.update(self.records.vectors.tobytes())
-        self._fingerprint = digest.hexdigest()
-        path = self.folder / "plan.json"
-        if path.exists():
-            before = read_json(path)
-            same = (
-                before.get("settings") == self.settings.to_dict()
-                and before.get("inputs") == self._fingerprint
-            )
-            if not same and not self._force:
-                raise OutputError(
-                    "holds another experiment",
-                    file=str(self.folder),
-                    remedy="name another -o, or give --force",
-                )
-            if not same or self._force:
-                shutil.rmtree(self.folder)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise OutputError("is not empty and holds no experiment", file=str(self.folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fingerprint = fingerprint(self.records, str(self._encoder_name))
+        claim_folder(self.folder, "subsets", self.settings.to_dict(), self._fingerprint, force=self._force)
+        self._force = False
 
     def measure(self) -> Floats:
         """(K, queries) nats per token of every query under every model; finished models are kept."""
@@ -406,50 +389,7 @@ class Subsets:
         known = np.isfinite(losses).all(axis=0)
         entries, said = self.predictors()
         self.say("Comparing what was measured with what was predicted ...")
-        rows = []
-        dealt = pd.DataFrame(
-            [
-                scores(losses[:, known], self.included, predicted[:, known])
-                for name, predicted in said.items()
-                if name.startswith("random:")
-            ]
-        )
-        for name, predicted in said.items():
-            if name.startswith("random:") and name != "random:0":
-                continue
-            number = int(name.split(":")[1]) if name.startswith("density:") else None
-            found = scores(losses[:, known], self.included, predicted[:, known])
-            intervals: dict[str, tuple[float, float]] = {}
-            if self.settings.design == HALVES:
-                intervals = bootstrap(
-                    losses[:, known],
-                    self.included,
-                    predicted[:, known],
-                    draws=self.settings.draws,
-                    seed=self.settings.seed,
-                )
-            for score, estimate in found.items():
-                low, high = intervals.get(score, (None, None))
-                if name == "random:0":
-                    half = 0.0 if low is None or high is None else (high - low) / 2
-                    half = float(np.hypot(half, 1.959964 * dealt[score].std(ddof=1)))
-                    estimate = float(dealt[score].mean())
-                    low, high = estimate - half, estimate + half
-                rows.append(
-                    {
-                        "predictor": name.split(":")[0],
-                        "bandwidth": None if number is None else entries[number]["bandwidth"],
-                        "rule": None if number is None else entries[number]["rule"],
-                        "score": score,
-                        "estimate": estimate,
-                        "ci_low": low,
-                        "ci_high": high,
-                        "n": int(known.sum()),
-                        "models": len(losses),
-                        "primary": number in (0, None),
-                    }
-                )
-        table = pd.DataFrame(rows)
+        table = self._scores(losses[:, known], entries, {k: v[:, known] for k, v in said.items()})
         out = self.folder / "analysis"
         out.mkdir(exist_ok=True)
         write_parquet(out / "scores.parquet", files.as_table(table, files.SCORES))
@@ -473,6 +413,61 @@ class Subsets:
             },
         )
         return summary
+
+    def _scores(self, losses: Floats, entries: list[dict[str, Any]], said: dict[str, Floats]) -> pd.DataFrame:
+        """`SCORES` of every predictor; the random ones are one, whose interval has their spread in it."""
+        included, settings = self.included, self.settings
+        halves = settings.design == HALVES
+
+        def draws(name: str) -> pd.DataFrame | None:
+            if not halves:
+                return None
+            return resampled(losses, included, said[name], draws=settings.draws, seed=settings.seed)
+
+        nearest = scores(losses, included, said["max_cosine"])
+        nearest_draws = draws("max_cosine")
+        dealt = pd.DataFrame(
+            [scores(losses, included, said[name]) for name in said if name.startswith("random:")]
+        )
+        rows = []
+        for name, predicted in said.items():
+            if name.startswith("random:") and name != "random:0":
+                continue
+            number = int(name.split(":")[1]) if name.startswith("density:") else None
+            found = scores(losses, included, predicted)
+            redrawn = draws(name)
+            for score, estimate in found.items():
+                low: float | None = None
+                high: float | None = None
+                over: dict[str, float | None] = {}
+                if redrawn is not None:
+                    low, high = interval(estimate, redrawn[score])
+                if name == "random:0":
+                    half = 0.0 if low is None or high is None else (high - low) / 2
+                    half = float(np.hypot(half, 1.959964 * dealt[score].std(ddof=1)))
+                    estimate = float(dealt[score].mean())
+                    low, high = estimate - half, estimate + half
+                elif number is not None:
+                    over["over_max_cosine"] = estimate - nearest[score]
+                    if redrawn is not None and nearest_draws is not None:
+                        gap = interval(estimate - nearest[score], redrawn[score] - nearest_draws[score])
+                        over |= {"over_low": gap[0], "over_high": gap[1]}
+                rows.append(
+                    {
+                        "predictor": name.split(":")[0],
+                        "bandwidth": None if number is None else entries[number]["bandwidth"],
+                        "rule": None if number is None else entries[number]["rule"],
+                        "score": score,
+                        "estimate": estimate,
+                        "ci_low": low,
+                        "ci_high": high,
+                        **over,
+                        "n": losses.shape[1],
+                        "models": len(losses),
+                        "primary": number in (0, None),
+                    }
+                )
+        return pd.DataFrame(rows)
 
     def _effects(self, losses: Floats, said: dict[str, Floats]) -> pa.Table:
         measured = measured_effects(losses, self.included)
@@ -500,9 +495,15 @@ def verdict(table: pd.DataFrame) -> str:
         interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
         return f"{row['estimate']:.2f}{interval}"
 
-    better = rows.loc["density", "estimate"] > rows.loc["max_cosine", "estimate"]
+    density = rows.loc["density"]
+    gap, low, high = (density[name] for name in ("over_max_cosine", "over_low", "over_high"))
+    if pd.isna(low):
+        told = "above" if gap > 0 else "not above"
+    else:
+        told = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+    by = "" if pd.isna(low) else f" (difference {gap:+.2f} [{low:+.2f}, {high:+.2f}])"
     return (
-        f"Over {int(rows.loc['density', 'models'])} models, the change that densities per group predict has a"
-        f" rank correlation of {said('density')} with the measured one; {'above' if better else 'not above'}"
-        f" that of the largest cosine, {said('max_cosine')}; of a random predictor {said('random')}."
+        f"Over {int(density['models'])} models, the change that densities per group predict has a rank"
+        f" correlation of {said('density')} with the measured one; {told} that of the largest cosine,"
+        f" {said('max_cosine')}{by}; of a random predictor {said('random')}."
     )

@@ -20,11 +20,13 @@ from lmd3.report.page import embedded, environment, records, write_page
 
 #: Tables of an experiment's `analysis` folder that the page can draw.
 TABLES = (
-    "cells", "responses", "slopes", "randomisation", "nulls", "spillover", "mcnemar", "points",
-    "relations", "groups", "contrasts", "rivals", "scores", "effects",
+    "cells", "responses", "slopes", "randomisation", "nulls", "spillover", "spillover_bins", "mcnemar",
+    "points", "relations", "groups", "contrasts", "rivals", "scores", "effects",
 )  # fmt: skip
 #: Rows of a table at most.
 MOST_ROWS = 40
+#: Outcomes of one control arm less another.
+PLACEBO = "placebo:"
 
 _TITLES = {
     "leak": "What does leaking texts into training do?",
@@ -51,9 +53,13 @@ _SHOWN = {
     "contrasts": ("Contrasts", "contrast controls first second difference ci_low ci_high p_value n"),
     "rivals": (
         "Rivals",
-        "predictor outcome effects estimate delta_r_squared delta_over_density",
+        "predictor outcome effects estimate p_value delta_r_squared delta_over_density density_over_it"
+        " seconds n",
     ),
-    "scores": ("Scores", "predictor score estimate ci_low ci_high n models"),
+    "scores": (
+        "Scores",
+        "predictor score estimate ci_low ci_high over_max_cosine over_low over_high n models",
+    ),
 }
 
 
@@ -164,6 +170,8 @@ def _changes(of: Experiment) -> Drawn:
         )
     if cells is not None:
         for name in _outcomes(cells, of.summary):
+            if name.startswith(PLACEBO):
+                continue
             text = f"Change of {words.name(name)} against the untreated of the same block."
             out[f"dose-{name}"] = (_effects(cells, name), text, "cells.parquet")
     points = of.tables.get("points")
@@ -172,13 +180,27 @@ def _changes(of: Experiment) -> Drawn:
         for name in names:
             text = f"Claim B: an item each; size: copies. Line: {words.name(name)} on log density."
             out[f"changes-{name}"] = (_pairs(of, points, name, at), text, "points.parquet")
-        untreated = points[points["dose"] == 0].assign(kind="not leaked")
-        if len(untreated) > 20:
+    bins = of.tables.get("spillover_bins")
+    if bins is not None and len(bins):
+        name = _outcomes(bins, of.summary)[0]
+        rows = bins[bins["outcome"] == name]
+        focal = str(rows["focal"].iloc[0])
+        text = (
+            f"Spillover: {words.name(name)} of the items {focal}, less what their baseline says, by the"
+            " exposure that this draw gave them beyond its mean over replayed draws. Band: what replays show."
+        )
+        figure = figures.spillover_curve(
+            rows, f"change of log density beyond its mean{at}", f"change of {figures.label(words.name(name))}"
+        )
+        out["spillover"] = (figure, text, "spillover_bins.parquet")
+    if cells is not None:
+        first = _outcomes(cells, of.summary)[0]
+        if f"{PLACEBO}{first}" in set(cells["outcome"]):
             text = (
-                "Items that were not leaked: what spilled over to them, if anything. Their exposure is not "
-                "random, so only replayed assignments can judge it (table below)."
+                f"Placebo: {words.name(first)} of one control arm less that of another, by what the treatment"
+                " arm leaked: nothing can have changed it."
             )
-            out["untreated"] = (_pairs(of, untreated, names[0], at, False), text, "points.parquet")
+            out["placebo"] = (_effects(cells, f"{PLACEBO}{first}"), text, "cells.parquet")
     nulls, tests = of.tables.get("nulls"), of.primary("randomisation")
     if nulls is not None and tests is not None:
         for row in records(tests):
@@ -267,7 +289,7 @@ def _relations(of: Experiment) -> Drawn:
     out["contrasts"] = (figure, "Differences of slopes.", "contrasts.parquet")
     figure = _estimates(
         of.primary("rivals"), "slope per standard deviation",
-        lambda row: f"{words.name(str(row['predictor']))}, {row['effects']}",
+        lambda row: f"{words.name(str(row['predictor']))}, on {words.name(str(row['outcome']))}",
     )  # fmt: skip
     out["rivals"] = (figure, "Other predictors in the place of log density.", "rivals.parquet")
     return out
@@ -286,7 +308,7 @@ def _scores(of: Experiment) -> Drawn:
 
 def _tables(of: Experiment) -> list[dict[str, Any]]:
     """The tables that stand on the page, as rows of words."""
-    out = []
+    out = _assignment(of.plan)
     for name, (title, columns) in _SHOWN.items():
         table = of.primary(name)
         if table is None:
@@ -303,6 +325,23 @@ def _tables(of: Experiment) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _assignment(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Who got what, from a leak's plan."""
+    cells = plan.get("cells")
+    if not isinstance(cells, Mapping):
+        return []
+    blocks = f"{plan.get('blocks', 0):,} blocks of {plan.get('block_size', 0):,}"
+    return [
+        {
+            "title": f"Assignment by lot: {blocks}",
+            "columns": ["leaked", "items"],
+            "rows": [[str(name), f"{int(count):,}"] for name, count in cells.items()],
+            "left_out": 0,
+            "source": "plan.json, assignment.parquet",
+        }
+    ]
 
 
 def _cell(column: str, value: Any) -> str:
