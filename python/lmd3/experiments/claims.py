@@ -306,7 +306,7 @@ class Claims:
         return self._page(place, command, recomputed, calibration)
 
     @contextmanager
-    def _measured(self) -> Iterator[None]:
+    def measured(self) -> Iterator[None]:
         """Adds the minutes of a run, and those of all its cores, to `cost.json`, also where it fails."""
         started, before = time.monotonic(), sum(os.times()[:4])
         try:
