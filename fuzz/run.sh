@@ -1,6 +1,6 @@
 #!/bin/sh
 # fuzz/run.sh SECONDS [TARGET…]: libFuzzer with the stable toolchain (coverage comes from a pass of LLVM).
-# The bytes of a Python file are fuzzed by fuzz/files.py.
+# A unit that takes more than LMD3_FUZZ_TIMEOUT seconds (5) is a finding. What Python parses is fuzzed by fuzz/files.py.
 set -eu
 cd "$(dirname "$0")"
 seconds=$1
@@ -15,6 +15,6 @@ cargo build --release --quiet --target "$host" --target-dir target
 for target in "$@"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     python3 seeds.py "$target" "corpus/$target"
-    "target/$host/release/$target" "corpus/$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 \
+    "target/$host/release/$target" "corpus/$target" -max_total_time="$seconds" -timeout="${LMD3_FUZZ_TIMEOUT:-5}" -rss_limit_mb=1024 \
         -malloc_limit_mb=256 -max_len=4096 -artifact_prefix="artifacts/$target/" -print_final_stats=1
 done

@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lmd3.errors import ParameterError
+from lmd3.errors import DtypeError, ParameterError
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import SOURCE_ROW, Store, StoreWriter, open_store
+from lmd3.store.layout import FINENESS
+from lmd3.store.writing import check_exact
 
 __all__ = ["convert"]
 
@@ -36,6 +38,7 @@ def convert(
     out: str | Path,
     *,
     dtype: str | None = None,
+    exact: str | None = None,
     sort_by: str | None = None,
     shard_rows: int | None = None,
     force: bool = False,
@@ -51,7 +54,11 @@ def convert(
         out: the folder to make.
         dtype: "float32", "float16", "bfloat16" or "int8"; None: that of the source. To int8 every value is
             off by at most half its row's scale (max abs x / 127); a type as fine as the source's, or the
-            same, keeps the values (int8 to int8: up to the last bit of a scale).
+            same, keeps the values (int8 to int8: up to the last bit of a scale). A source that keeps a copy
+            is converted from that.
+        exact: "float16" or "float32": keep a finer copy of the rows beside them, by which neighbours are
+            ranked again (`Store.exact`); "none": keep none; None: that of the source, where it is finer than
+            `dtype`.
         sort_by: "group": rows ordered by group, in the order of the groups' first rows, and by row within a
             group. The column `source_row` of the documents says where each row was; a source that was sorted
             itself passes its own on.
@@ -62,9 +69,10 @@ def convert(
 
     Raises:
         ParameterError: an unknown `sort_by`, or a source without groups.
-        DtypeError: an element type that stores are not written in.
+        DtypeError: an element type that stores are not written in; a copy that would be no finer than the
+            rows, or than the source.
         NotFiniteError: a value beyond the type's range, with the row.
-        OutputError: `out` exists or can't be written.
+        OutputError: `out` exists, is being written by another process (it is named), or can't be written.
         InputError: and its kinds: the source can't be opened.
     """
     store = open_store(source)
@@ -73,6 +81,9 @@ def convert(
     if sort_by and not store.groups:
         raise ParameterError("the store has no groups", file=None if store.path is None else str(store.path))
     dtype = dtype or store.dtype
+    copied = _copy_type(store, dtype, exact)
+    # The finest that is known of the rows.
+    finest = store.exact or store
     sizes = [int(shard["rows"]) for shard in store.manifest.get("shards", [])]
     described = dict(store.manifest.get("source") or {})
     described["converted"] = {"fingerprint": store.fingerprint, "dtype": store.dtype, "sorted_by": sort_by}
@@ -84,9 +95,15 @@ def convert(
         shard_rows=shard_rows or max(sizes, default=1 << 20),
         force=force,
         source=described,
-        rounding=store.rounding if store.manifest else 0.0,
+        rounding=finest.rounding if store.manifest else 0.0,
+        exact=copied,
     ) as writer:
         writer.facts.update({name: store.manifest[name] for name in _FACTS if store.manifest.get(name)})
+        # Tokens that were left out are no column of the documents.
+        writer.group_facts = {
+            group["name"]: {name: value for name, value in group.items() if name not in ("name", "rows")}
+            for group in store.manifest.get("groups", [])
+        }
         for entry in store.manifest.get("files", []):
             writer.attach(Path(str(store.path)) / Path(entry["name"]).name)
         order = None
@@ -99,9 +116,31 @@ def convert(
         with (progress or silent)("converting", float(store.n), "rows") as bar:
             for rows, documents in _pieces(store, order, writer.path.absolute().parent):
                 columns = _columns(store, documents, rows if sort_by else None)
-                writer.append(store.rows(rows), **columns, weights=None if weights is None else weights[rows])
+                writer.append(
+                    finest.rows(rows), **columns, weights=None if weights is None else weights[rows]
+                )
                 bar.update(float(writer.n))
         return writer.close()
+
+
+def _copy_type(store: Store, dtype: str, exact: str | None) -> str | None:
+    """The type of the copy to keep."""
+    if exact == "none":
+        return None
+    own = store.manifest.get("exact")
+    if exact is None:
+        kept = None if own is None else str(own["dtype"])
+        return kept if kept and FINENESS[kept] > FINENESS.get(dtype, 9) else None
+    check_exact(exact, dtype if dtype in FINENESS else "int8")
+    # Bare integers are the vectors themselves.
+    known = FINENESS[own["dtype"] if own else store.dtype] if store.manifest else 9
+    if known <= FINENESS.get(dtype, 0):
+        raise DtypeError(
+            f"the source is {store.dtype} itself: a {exact} copy would know no more",
+            file=None if store.path is None else str(store.path),
+            remedy="convert the store that it was made of",
+        )
+    return exact
 
 
 def _pieces(

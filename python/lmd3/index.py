@@ -208,13 +208,15 @@ class Index:
         n_neighbors: int = 10,
         *,
         probes: int | None = None,
+        rerank: bool = True,
         threads: int | None = None,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Near rows of queries (Q, d): distances (Q, k) float64 and row numbers (Q, k) int64, nearest first;
         NaN and −1 where the lists looked in hold fewer.
 
-        Candidates are ranked again by the store's own rows in double precision. Recall depends on `probes`,
-        the lists looked in.
+        Candidates are ranked again in double precision: by the finer copy that the store keeps
+        (`Store.exact`), or by its own rows, where it keeps none or with `rerank=False`. Recall depends on
+        `probes`, the lists looked in.
 
         Raises:
             ParameterError: no neighbours or no probes asked for.
@@ -225,13 +227,13 @@ class Index:
         if n_neighbors < 1 or probes < 1:
             raise ParameterError(f"n_neighbors={n_neighbors} and probes={probes} must be 1 or more")
         rows, distances = self.native.search(
-            matrix, min(n_neighbors, self.n), probes, self._source(), threads=threads or 0
+            matrix, min(n_neighbors, self.n), probes, self._source(rerank), threads=threads or 0
         )
         return distances, rows
 
     def query(self, q: ArrayLike, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """`kneighbors` as a `NeighborProvider`."""
-        distances, rows = self.kneighbors(q, k)
+        """`kneighbors` as a `NeighborProvider` of densities, which are those of the rows as stored."""
+        distances, rows = self.kneighbors(q, k, rerank=False)
         return rows, distances
 
     def _matrix(self, queries: ArrayLike) -> NDArray[np.float32]:
@@ -240,9 +242,11 @@ class Index:
             raise ShapeError(f"queries of shape {matrix.shape} for rows of {self.d} dimensions")
         return matrix
 
-    def _source(self) -> Any:
+    def _source(self, rerank: bool) -> Any:
         if self.store is None:
             return None
+        if rerank and (exact := self.store.exact) is not None:
+            return exact.native
         return self.store.array if self.store.native is None else self.store.native
 
     def stage(

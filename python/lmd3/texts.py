@@ -32,6 +32,9 @@ __all__ = ["TextBatch", "Texts", "UniqueIds", "is_texts", "read_texts"]
 #: Name of the group of records that have none although a column of groups was asked for.
 NO_GROUP = "(none)"
 
+#: Largest weight that stores hold (of a float32).
+MAX_WEIGHT = 3.4028234663852886e38
+
 _LINES = (".jsonl", ".csv", ".txt")
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 _SUFFIXES = {kind + packed: (kind, codec) for kind in _LINES for packed, codec in _COMPRESSIONS.items()}
@@ -45,13 +48,14 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Some texts of the stream: `ids` and `texts` of equal length, and `groups` where a column of groups was
-    named.
+    """Some texts of the stream: `ids` and `texts` of equal length, and `groups` and `weights` where columns
+    of them were named.
     """
 
     ids: list[str]
     texts: list[str]
     groups: list[str] | None
+    weights: list[float] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,10 +109,11 @@ class Texts:
         text: str = "text",
         id: str | None = None,
         group: str | None = None,
+        weight: str | None = None,
         records: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         self.paths = list(paths)
-        self.text, self.id, self.group = text, id, group
+        self.text, self.id, self.group, self.weight = text, id, group, weight
         self.count: int | None = None
         self.empty: int | None = None
         self.id_column = id
@@ -120,31 +125,39 @@ class Texts:
 
     @classmethod
     def from_lists(
-        cls, texts: Iterable[str], ids: Sequence[str] | None = None, groups: Sequence[str] | None = None
+        cls,
+        texts: Iterable[str],
+        ids: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> Texts:
-        """Texts in memory, with their ids and groups.
+        """Texts in memory, with their ids, groups and weights.
 
         Raises:
             ShapeError: lists of different lengths.
         """
         texts = list(texts)
         columns: dict[str, Sequence[Any]] = {"text": texts}
-        for name, column in (("id", ids), ("group", groups)):
+        for name, column in (("id", ids), ("group", groups), ("weight", weights)):
             if column is not None:
                 if len(column) != len(texts):
                     raise ShapeError(f"{len(column)} {name}s for {len(texts)} texts")
                 columns[name] = column
         records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return cls(
-            [], id=None if ids is None else "id", group=None if groups is None else "group", records=records
-        )
+        own = {name: name for name in columns}
+        return cls([], id=own.get("id"), group=own.get("group"), weight=own.get("weight"), records=records)
+
+    def number_from(self, first_row: int) -> None:
+        """Numbers rows without ids from here on: those that are added to a store."""
+        self.first_row, self._fingerprint = first_row, None
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the files' bytes and of the columns read; reads the files once."""
         if self._fingerprint is None:
             digest = hashlib.blake2b(digest_size=8)
-            digest.update(json.dumps([self.text, self.id, self.group]).encode())
+            weight = [] if self.weight is None else [self.weight]
+            digest.update(json.dumps([self.text, self.id, self.group, *weight]).encode())
             if self.first_row:
                 digest.update(str(self.first_row).encode())
             for path in self.paths:
@@ -175,7 +188,8 @@ class Texts:
             if unique is not None and items[0].own_id:
                 unique.add(ids)
             groups = None if self.group is None else [item.group for item in items]
-            return TextBatch(ids, [item.text for item in items], groups)
+            weights = None if self.weight is None else [item.weight for item in items]
+            return TextBatch(ids, [item.text for item in items], groups, weights)
 
         for item in self._items():
             if item.empty:
@@ -219,8 +233,7 @@ class Texts:
             wanted = [self.text]
             if own_ids:
                 wanted.append(self.id or "id")
-            if self.group is not None:
-                wanted.append(self.group)
+            wanted += [name for name in (self.group, self.weight) if name is not None]
             rows = 0
             for row, values in source.records(list(dict.fromkeys(wanted))):
                 rows = row + 1
@@ -232,7 +245,10 @@ class Texts:
                 group = NO_GROUP
                 if self.group is not None and not empty:
                     group = _group(values.get(self.group), self.group, source.file, row)
-                yield _Item(name, text, group, empty, own_ids, source.file, row)
+                weight = 1.0
+                if self.weight is not None and not empty:
+                    weight = _weight(values.get(self.weight), self.weight, source.file, row)
+                yield _Item(name, text, group, weight, empty, own_ids, source.file, row)
             offset += rows
 
     def _sources(self) -> Iterator[_Source]:
@@ -278,6 +294,7 @@ class _Item(NamedTuple):
     id: str
     text: str
     group: str
+    weight: float
     empty: bool
     own_id: bool
     file: str | None
@@ -555,6 +572,21 @@ def _group(value: Any, name: str, file: str | None, row: int) -> str:
     return _string(value, name, file, row)
 
 
+def _weight(value: Any, name: str, file: str | None, row: int) -> float:
+    """A weight; tables of text (CSV) hold numbers as text."""
+    number = value
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            number = float(value)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        what = repr(value) if isinstance(value, str) else _type(value)
+        raise ColumnError(f"the weight {name!r} is not a number but {what}", file=file, row=row)
+    # As stores hold it: what float32 can't hold is no weight either.
+    if not 0 <= number <= MAX_WEIGHT:
+        raise ColumnError(f"the weight {name!r} is {number}, not a finite number ≥ 0", file=file, row=row)
+    return float(number)
+
+
 def _type(value: Any) -> str:
     return "null" if value is None else f"of type {type(value).__name__}"
 
@@ -565,6 +597,7 @@ def read_texts(
     text: str = "text",
     id: str | None = None,
     group: str | None = None,
+    weight: str | None = None,
 ) -> Texts:
     """Texts from files and folders, as one stream in the order given (folders: by name).
 
@@ -579,6 +612,7 @@ def read_texts(
             whole input.
         group: column of the group (source, domain); None: no groups. Records without one are in the group
             "(none)".
+        weight: column of the weight, a finite number ≥ 0; None: all are 1.
 
     Raises:
         FileMissingError: a path that is not there.
@@ -600,7 +634,7 @@ def read_texts(
             raise FormatError("not a kind of texts known by its name", file=str(path), remedy=_KNOWN)
         else:
             files.append(path)
-    return Texts(files, text=text, id=id, group=group)
+    return Texts(files, text=text, id=id, group=group, weight=weight)
 
 
 _KNOWN = "texts are .jsonl, .csv, .txt (also .gz, .zst) or .parquet"

@@ -55,6 +55,10 @@ GroupOption = Annotated[
     str | None,
     typer.Option("--group", metavar="COL", help="Column of the group (source)."),
 ]
+WeightOption = Annotated[
+    str | None,
+    typer.Option("--weight", metavar="COL", help="Column of the weight, a number ≥ 0 [default: all 1]."),
+]
 OutcomeIdOption = Annotated[
     str | None,
     typer.Option("--outcome-id", metavar="COL", help="Id column of the outcomes."),

@@ -70,10 +70,10 @@ def append(
     if len(kinds) > 1:
         raise ParameterError("texts and vectors at once", remedy="append them one after the other")
     if kinds == {True}:
-        for name, value in (("--weight", weight), ("--metadata", metadata), ("--raw", raw)):
+        for name, value in (("--metadata", metadata), ("--raw", raw)):
             if value is not None:
                 raise ParameterError(f"{name} is for vectors, and these are texts")
-        texts = lmd3.read_texts(sources, text=text, id=id, group=group)
+        texts = lmd3.read_texts(sources, text=text, id=id, group=group, weight=weight)
         found = lmd3.append_texts(
             path, texts, model=model, workers=workers, threads=threads, progress=progress
         )

@@ -9,6 +9,16 @@ import typer
 
 from lmd3.cli._common import ForceOption, OutOption, emit, existing, prepare_output, progress
 
+ExactOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-exact",
+        metavar="float16|float32|none",
+        help="Keep a finer copy beside the rows, by which an index and kneighbors rank neighbours again "
+        "[default: the source's, where it is finer than --dtype].",
+    ),
+]
+
 
 def convert(
     store: Annotated[
@@ -23,6 +33,7 @@ def convert(
             help="Element type on disk [default: that of STORE].",
         ),
     ] = None,
+    keep_exact: ExactOption = None,
     sort_by: Annotated[
         str | None,
         typer.Option(
@@ -39,6 +50,7 @@ def convert(
     \b
     Examples:
       lmd3 convert corpus.lmd3 -o small.lmd3 --dtype int8
+      lmd3 convert corpus.lmd3 -o small.lmd3 --dtype int8 --keep-exact float16
       lmd3 convert corpus.lmd3 -o sorted.lmd3 --sort-by group
       lmd3 convert vectors.npy -o vectors.lmd3 --dtype bfloat16
     """
@@ -51,6 +63,7 @@ def convert(
         path,
         out,
         dtype=dtype,
+        exact=keep_exact,
         sort_by=sort_by,
         shard_rows=shard_rows,
         force=force,
@@ -63,6 +76,7 @@ def convert(
             "dimensions": written.d,
             "dtype": written.dtype,
             "rounding": written.rounding,
+            "exact": written.manifest.get("exact"),
             "groups": len(written.groups),
             "sorted_by": sort_by,
             "bytes": sum(file.stat().st_size for file in out.iterdir()),

@@ -15,6 +15,7 @@ from lmd3.cli._common import (
     SeedOption,
     TextOption,
     ThreadsOption,
+    WeightOption,
     emit,
     limit_threads,
     notice,
@@ -120,6 +121,15 @@ NoTextsOption = Annotated[
     bool, typer.Option("--no-texts", help="Keep no texts: smaller, but reports can't show them.")
 ]
 
+KeepExactOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-exact",
+        metavar="float16|float32",
+        help="Keep a finer copy beside the rows, by which an index and kneighbors rank neighbours again.",
+    ),
+]
+
 
 def encode(
     texts: Annotated[list[str], typer.Argument(metavar="TEXTS…", help="Files or folders of texts.")],
@@ -128,6 +138,7 @@ def encode(
     text: TextOption = "text",
     id: IdOption = None,
     group: GroupOption = None,
+    weight: WeightOption = None,
     dtype: DtypeOption = "float16",
     max_tokens: MaxTokensOption = None,
     prompt: PromptOption = None,
@@ -146,6 +157,7 @@ def encode(
     workers: WorkersOption = 1,
     threads: ThreadsOption = None,
     no_texts: NoTextsOption = False,
+    keep_exact: KeepExactOption = None,
     like: LikeOption = None,
     plan: PlanOption = False,
     force: ForceOption = False,
@@ -166,7 +178,7 @@ def encode(
     limit_threads(threads)
     import lmd3
 
-    stream = lmd3.read_texts(texts, text=text, id=id, group=group)
+    stream = lmd3.read_texts(texts, text=text, id=id, group=group, weight=weight)
     start = time.monotonic()
     encoder: Any = model
     settings: dict[str, Any] = {
@@ -207,6 +219,7 @@ def encode(
         workers=workers,
         threads=threads,
         keep_texts=not no_texts,
+        exact=keep_exact,
         force=force,
         progress=progress,
     )

@@ -64,6 +64,8 @@ def inspect(
         "idf_drift": _drift(opened),
         "groups": manifest.get("groups", []) or _group_rows(opened),
         "rounding": opened.rounding,
+        "exact": manifest.get("exact"),
+        "weights": opened.weights_kept,
         "group_run": opened.n / runs if len(opened.groups) > 1 else None,
         "advice": _advice(opened.n, len(opened.groups), runs) + _chunks(opened),
         "first_rows": shown,
@@ -155,13 +157,18 @@ def _page(facts: dict[str, Any]) -> str:
     line("on disk", f"{facts['bytes'] / 1e6:,.1f} MB; opened as {facts['opened']}")
     line("norms", "1" if facts["normalised"] else "any")
     line("rounding", f"{facts['rounding']:.2g} of a row's norm")
+    if exact := facts["exact"]:
+        line("exact copy", f"{exact['dtype']}, to rank neighbours again; rounding {exact['rounding']:.2g}")
     line("ids", _ids(facts))
     line("texts", "kept" if facts["texts"] else "not kept")
+    if facts["weights"]:
+        line("weights", "one per row")
     encoder = facts["encoder"]
     if encoder is None:
         line("encoder", "not known")
     else:
-        line("encoder", f"{encoder['model']} ({encoder['kind']}), fingerprint {encoder['fingerprint']}")
+        name, kind, mark = (encoder.get(key) for key in ("model", "kind", "fingerprint"))
+        line("encoder", f"{name} ({kind}), fingerprint {mark}")
         known = ("kind", "model", "fingerprint", "state_file", "dim")
         for name, value in encoder.items():
             if name not in known and value not in (None, ""):

@@ -700,12 +700,12 @@ def _near(job: Estimation, chosen: NDArray[np.int64], k: int) -> Part:
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     radius = np.maximum(1e-3, 2 * store.rounding) * norms
     wide = min(k + extra, store.n)
-    distances, rows = job.index.kneighbors(queries, wide, threads=job.scanner.threads)
+    distances, rows = job.index.kneighbors(queries, wide, rerank=False, threads=job.scanner.threads)
     # Where all that were found are copies there may be more.
     crowded = np.flatnonzero((distances < radius[:, None]).all(axis=1))
     if len(crowded) and wide < min(256, store.n):
         more, more_rows = job.index.kneighbors(
-            queries[crowded], min(256, store.n), threads=job.scanner.threads
+            queries[crowded], min(256, store.n), rerank=False, threads=job.scanner.threads
         )
     else:
         more, more_rows = np.empty((0, 0)), np.empty((0, 0), np.int64)

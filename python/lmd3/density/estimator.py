@@ -28,6 +28,7 @@ from lmd3.density.extending import adopt
 from lmd3.density.groups import choose_groups
 from lmd3.density.job import Job, describe_work, identity
 from lmd3.density.plan import Cluster, check_memory, plan_density
+from lmd3.density.ranking import ranked_again
 from lmd3.density.rounds import Rounds, asked_of
 from lmd3.density.rules import resolve_rules
 from lmd3.density.scan import Asked, Pair, Scanner
@@ -255,7 +256,7 @@ class KernelDensity:
         self, X: Source | ArrayLike, n_neighbors: int = 5, return_distance: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | NDArray[np.int64]:
         """The nearest rows of each query: distances (Q, k) float64 and row numbers (Q, k) int64, nearest
-        first.
+        first. Where the store keeps a finer copy (`Store.exact`), twice as many and 16 are ranked by it.
 
         Raises:
             ParameterError: more neighbours than rows, or none.
@@ -264,8 +265,13 @@ class KernelDensity:
         if not 1 <= n_neighbors <= self.store_.n:
             raise ParameterError(f"n_neighbors={n_neighbors}, but the corpus has {self.store_.n} rows")
         queries = self._query_matrix(as_source(X, "queries"))
-        scan = self._scanner().scan(queries, [], Asked(neighbors=n_neighbors))
-        return (scan.neighbor_distances, scan.neighbor_rows) if return_distance else scan.neighbor_rows
+        exact = self.store_.exact
+        wide = n_neighbors if exact is None else min(2 * n_neighbors + 16, self.store_.n)
+        scan = self._scanner().scan(queries, [], Asked(neighbors=wide))
+        distances, rows = scan.neighbor_distances, scan.neighbor_rows
+        if exact is not None:
+            distances, rows = ranked_again(exact, queries, rows, n_neighbors)
+        return (distances, rows) if return_distance else rows
 
     # --- the tables ---
 

@@ -2,12 +2,11 @@
 
 Beside the store to be, in the hidden folder `.NAME.encoding`:
 
-    job.json       what is encoded and how, with fingerprints of input and encoder, and what the first pass
-    found state/         the fitted state of the encoder, frozen
+    job.json       what is encoded and how, with fingerprints of input and encoder; what the first pass found
+    state/         the fitted state of the encoder, frozen
     window-….arrow one file for each finished window: vectors, ids, texts, …; written aside, synced, renamed
     progress.json  after each finished shard: the writer's state and the windows that it holds
     draft/         the store being written, shard by shard; renamed at the end
-    lock           held by the process at work
 
 A window is never split between two shards. Its files are removed once the shard that holds it is finished and
 `progress.json` says so; a kill between any two of these steps repeats work and changes nothing.
@@ -16,12 +15,10 @@ A window is never split between two shards. Its files are removed once the shard
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +37,7 @@ _WINDOW = re.compile(r"window-(\d{9})\.arrow")
 
 
 class Job:
-    """The folder of one encoding; use it as a context manager, which holds its lock.
+    """The folder of one encoding; use it as a context manager, by the holder of the store's `WriterLock`.
 
     Leaving it by an exception keeps the folder if a window was finished, else removes it.
 
@@ -50,8 +47,8 @@ class Job:
         force: discard an unfinished encoding of another key.
 
     Raises:
-        OutputError: an unfinished encoding with another key (what differs is named), another process at work
-            on it, or a place that can't be written.
+        OutputError: an unfinished encoding with another key (what differs is named), or a place that can't be
+            written.
     """
 
     def __init__(self, out: Path, key: Mapping[str, Any], force: bool = False) -> None:
@@ -59,7 +56,6 @@ class Job:
         self.folder = out.absolute().parent / f".{out.name}.encoding"
         self._key = json.loads(json.dumps(key))
         self._force = force
-        self._lock: Any = None
         self._made: list[Path] = []
         #: What the first pass found; None before `begin`.
         self.facts: dict[str, Any] | None = None
@@ -86,28 +82,10 @@ class Job:
             parents = self.out.absolute().parents
             self._made = [parent for parent in parents if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
         except OSError as error:
             raise OutputError(f"can't be written: {error.strerror or error}", file=str(self.out)) from None
-        try:
-            self._load()
-        except BaseException:
-            self._lock.close()
-            raise
+        self._load()
         return self
-
-    def _take_lock(self) -> None:
-        self._lock = (self.folder / "lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise OutputError(f"is being written by {owner}", file=str(self.out)) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._lock.flush()
 
     def _load(self) -> None:
         path = self.folder / "job.json"
@@ -165,8 +143,6 @@ class Job:
 
     def _clear(self) -> None:
         for path in self.folder.iterdir():
-            if path.name == "lock":
-                continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -273,7 +249,6 @@ class Job:
                 with contextlib.suppress(OSError):
                     for parent in self._made:
                         parent.rmdir()
-        self._lock.close()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from lmd3.errors import DtypeError, ModelError, ParameterError, ShapeError, Work
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import DTYPES, Store, check_replaceable, open_store
 from lmd3.store.documents import documents_schema, documents_table
+from lmd3.store.lock import WriterLock
 from lmd3.store.resuming import ResumableStoreWriter
 from lmd3.store.sampling import SampleCounter, SampleDesign
+from lmd3.store.writing import check_exact
 from lmd3.texts import Texts
 
 __all__ = ["encode", "encode_queries", "encoder_from_store"]
@@ -58,6 +60,7 @@ def encode(
     workers: int = 1,
     threads: int | None = None,
     keep_texts: bool = True,
+    exact: str | None = None,
     force: bool = False,
     progress: ProgressFactory | None = None,
 ) -> Store:
@@ -85,6 +88,7 @@ def encode(
         workers: processes that encode; each is spawned, so a script needs `if __name__ == "__main__":`.
         threads: of all workers together; None: all cores.
         keep_texts: keep the texts beside the vectors: reports show them, covariates need them.
+        exact: "float16" or "float32": keep a finer copy of the vectors beside them (`Store.exact`).
         force: replace a store that is there; discard an unfinished encoding of other settings.
         progress: makes the bars; None: no progress.
 
@@ -93,8 +97,8 @@ def encode(
         lost, by group.
 
     Raises:
-        OutputError: `out` exists or can't be written, or an encoding of other input or settings is
-            unfinished there.
+        OutputError: `out` exists, is being written by another process (it is named) or can't be written, or
+            an encoding of other input or settings is unfinished there.
         ModelError, MissingDependencyError, ParameterError: the encoder can't be had.
         TextFormatError, ColumnError, DuplicateIdError, …: as iterating over `Texts`.
         ShapeError: no texts.
@@ -117,6 +121,12 @@ def encode(
         backend=backend,
     )
     counter = None if sample is None or sample == 1 else SampleCounter(sample, seed, sample_by)
+    if counter is not None and stream.weight is not None:
+        # The weights of a sample must add up to the texts: its standard error rests on it.
+        raise ParameterError(
+            "a sample has weights of its own, and the texts bring others",
+            remedy="leave away the column of weights, or --sample",
+        )
     if counter is None and sample_by is not None:
         raise ParameterError("a sample by group needs its rate", remedy="--sample R")
     if counter is not None and cutting.mode == "sliding":
@@ -137,6 +147,7 @@ def encode(
         workers=workers,
         threads=threads,
         keep_texts=keep_texts,
+        exact=exact,
         force=force,
         progress=progress or silent,
     )
@@ -286,17 +297,19 @@ def _encode_to_store(
     workers: int = 1,
     threads: int | None = None,
     keep_texts: bool = True,
+    exact: str | None = None,
     force: bool,
     progress: ProgressFactory,
 ) -> Store:
     if dtype not in DTYPES:
         raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
+    check_exact(exact, dtype)
     if chunking.mode != "truncate":
         size_of(chunking, encoder)
     key = {
         "lmd3": _version(),
         "input": texts.fingerprint,
-        "columns": {"text": texts.text, "id": texts.id, "group": texts.group},
+        "columns": _columns(texts, texts.id),
         "encoder": encoder.describe(),
         "batch_size": getattr(encoder, "batch_size", None),
         "dtype": dtype,
@@ -305,8 +318,9 @@ def _encode_to_store(
         "shard_rows": shard_rows,
         "window": window,
         "texts": keep_texts,
+        "exact": exact,
     }
-    with Job(out, key, force) as job:
+    with WriterLock(out), Job(out, key, force) as job:
         if job.published():
             return open_store(out)
         check_replaceable(out, force)
@@ -335,6 +349,8 @@ def _encode_to_store(
             shard_rows=shard_rows,
             force=force,
             source=facts["source"],
+            exact=exact,
+            locked=True,
         )
         writer.facts["chunking"] = chunking.describe()
         if facts["sampling"] is not None:
@@ -354,10 +370,12 @@ def _encode_to_store(
                     todo, encoder, workers=workers, threads=threads, state=job.encoder_state
                 ):
                     table = _table(part, encoded, keep_texts)
+                    weights = part.weights
                     if design is not None:
                         weights = design.weights(len(part), part.groups)
+                    if weights is not None:
                         table = table.append_column("weight", pa.array(weights))
-                    half = dtype == "float16"
+                    half = dtype == "float16" and exact is None
                     vectors = encoded.vectors.astype(np.float16) if half else encoded.vectors
                     job.keep_window(table, vectors, part.position)
                     rows += len(part)
@@ -434,11 +452,18 @@ def _changed(texts: Texts) -> WorkError:
     return WorkError("the input changed while it was read", file=file, remedy="run it again")
 
 
+def _columns(texts: Texts, id: str | None) -> dict[str, Any]:
+    """The columns that are read."""
+    weight = {} if texts.weight is None else {"weight": texts.weight}
+    return {"text": texts.text, "id": id, "group": texts.group, **weight}
+
+
 def _facts(texts: Texts) -> dict[str, Any]:
     return {
         "files": [str(path) for path in texts.paths],
         "fingerprint": texts.fingerprint,
-        "columns": {"text": texts.text, "id": texts.id_column, "group": texts.group},
+        "columns": _columns(texts, texts.id_column),
         "texts": texts.count,
         "empty": texts.empty,
+        **({"first_row": texts.first_row} if texts.first_row else {}),
     }

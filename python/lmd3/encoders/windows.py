@@ -24,8 +24,8 @@ _CUT = 512
 
 @dataclass(frozen=True)
 class Window:
-    """Rows in a row of the input: `ids`, `texts` and, where there are such, `groups`, `documents` and
-    `chunks`.
+    """Rows in a row of the input: `ids`, `texts` and, where there are such, `groups`, `weights`, `documents`
+    and `chunks`.
 
     Attributes:
         left_out: (m,) tokens that chunking dropped.
@@ -35,6 +35,7 @@ class Window:
     ids: list[str]
     texts: list[str]
     groups: list[str] | None
+    weights: NDArray[np.float32] | None
     documents: list[str] | None
     chunks: NDArray[np.int32] | None
     left_out: NDArray[np.int32]
@@ -98,12 +99,13 @@ class _Buffer:
         self._ids: list[str] = []
         self._texts: list[str] = []
         self._groups: list[str] = []
+        self._weights: list[float] = []
         self._documents: list[str] = []
         #: Of each row: its text's number in the input, its chunk, and the tokens it lost.
         self._numbers: list[int] = []
         self._chunks: list[int] = []
         self._left_out: list[int] = []
-        self._grouped = False
+        self._grouped = self._weighted = False
         self._characters = 0
         self._end = 0
 
@@ -138,6 +140,9 @@ class _Buffer:
         if batch.groups is not None:
             self._grouped = True
             self._groups += [batch.groups[rows[text]] for text in owner]
+        if batch.weights is not None:
+            self._weighted = True
+            self._weights += [batch.weights[rows[text]] for text in owner]
         self._end = first + len(rows)
 
     def ready(self, most: int) -> int:
@@ -161,6 +166,7 @@ class _Buffer:
             self._ids[:count],
             self._texts[:count],
             self._groups[:count] if self._grouped else None,
+            np.array(self._weights[:count], np.float32) if self._weighted else None,
             self._documents[:count] if self._sliding else None,
             np.array(self._chunks[:count], np.int32) if self._sliding else None,
             np.array(self._left_out[:count], np.int32),
@@ -169,6 +175,6 @@ class _Buffer:
         self._characters -= sum(map(len, window.texts))
         columns: tuple[list[str] | list[int], ...]
         columns = (self._ids, self._texts, self._groups, self._documents)
-        for column in (*columns, self._numbers, self._chunks, self._left_out):
+        for column in (*columns, self._weights, self._numbers, self._chunks, self._left_out):
             del column[:count]
         return window

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmd3.errors import ModelError, ParameterError, ShapeError, WorkError
+from lmd3.errors import Lmd3Error, ModelError, ParameterError, ShapeError, WorkError
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store.files import listed, sync_file, sync_folder
 from lmd3.store.importing import _sidecar, write_source
@@ -54,8 +54,8 @@ def append_texts(
 
     Args:
         store: the store's folder.
-        texts: what `read_texts` gives; with groups where the store has them. Without a column of ids they
-            are numbered on from the store's last row.
+        texts: what `read_texts` gives; with groups and weights where the store has them. Without a column of
+            ids they are numbered on from the store's last row.
         model: where a neural model is now, if it has moved.
         workers, threads: as `lmd3.encode`.
         progress: makes the bars.
@@ -64,7 +64,8 @@ def append_texts(
         OutputError: another process writes to the store (it is named).
         ModelError: the store's encoder can't be had, or it has none.
         DuplicateIdError: an id that the store has already.
-        ParameterError: what the store has not, or a sampled store.
+        ParameterError: texts without the groups or weights that the store has, or with others; a sampled
+            store.
         InputError: and its kinds: as `lmd3.encode`.
     """
     from lmd3.encoders.chunking import Chunking
@@ -75,25 +76,67 @@ def append_texts(
         base = _base(path)
         if bool(base.groups) != (texts.group is not None):
             raise _lacking("groups", bool(base.groups), path, "--group COL")
-        if base.weights_kept:
-            raise ParameterError("the store has weights, and texts bring none", file=str(path))
+        if base.weights_kept != (texts.weight is not None):
+            raise _lacking("weights", base.weights_kept, path, "--weight COL")
+        place = _place(path)
+        if (left := _left(place, base)) is not None:
+            # Killed when all was done but for the clearing away: is this the same call?
+            texts.number_from(int(left.get("first_row", 0)))
+            same = left.get("fingerprint") == texts.fingerprint
+            shutil.rmtree(place, ignore_errors=True)
+            if same:
+                return base
         encoder = encoder_from_store(base, model)
         cut = base.manifest.get("chunking") or {}
         chunking = Chunking(**cut) if cut else Chunking()
-        texts.first_row = _next_number(base)
-        addition = encode(
+        texts.number_from(_next_number(base))
+        addition = _encoded(place, texts, encoder.describe()) or encode(
             texts,
             model=encoder,
-            out=_place(path),
+            out=place,
             dtype=base.dtype,
             chunk=chunking,
             shard_rows=_shard_rows(base),
             workers=workers,
             threads=threads,
             keep_texts=base.has_texts,
+            exact=_exact_type(base),
             progress=progress,
         )
         return _graft(base, addition)
+
+
+def _left(place: Path, base: Store) -> dict[str, Any] | None:
+    """Facts on the input of an addition that the store holds already and that was not cleared away."""
+    entries = base.manifest.get("appended") or [{}]
+    last = entries[-1].get("source")
+    try:
+        left = json.loads((place / MANIFEST).read_bytes()).get("source")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return left if isinstance(left, dict) and left == last else None
+
+
+def _encoded(place: Path, texts: Texts, encoder: Mapping[str, Any]) -> Store | None:
+    """What an earlier call encoded of the same texts and did not move in; anything else there is removed."""
+    if not place.exists():
+        return None
+    try:
+        found = open_store(place)
+        source = found.manifest.get("source") or {}
+        if source.get("fingerprint") == texts.fingerprint and found.encoder == encoder:
+            return found
+    except Lmd3Error:
+        # Some of its files were moved.
+        pass
+    shutil.rmtree(place)
+    return None
+
+
+def _exact_type(base: Store) -> str | None:
+    """The type of the finer copy that the store keeps."""
+    exact = base.manifest.get("exact")
+    return None if exact is None else str(exact["dtype"])
 
 
 def append_vectors(
@@ -148,7 +191,12 @@ def append_vectors(
             columns = Columns(id, "group", text, weight)
         if stores and base.has_texts and text is None and metadata is None:
             columns = Columns(columns.id, columns.group, "text", columns.weight)
+        facts = {"imported": [str(path) for path in paths]}
         place = _place(path)
+        if _left(place, base) == facts and _older(paths, place / MANIFEST):
+            # Killed when all was done but for the clearing away.
+            shutil.rmtree(place, ignore_errors=True)
+            return base
         if place.exists():
             shutil.rmtree(place)
         addition = write_source(
@@ -160,10 +208,17 @@ def append_vectors(
             encoder=base.encoder,
             shard_rows=_shard_rows(base),
             first_row=_next_number(base),
-            facts={"imported": [str(path) for path in paths]},
+            exact=_exact_type(base),
+            facts=facts,
             progress=progress or silent,
         )
         return _graft(base, addition)
+
+
+def _older(paths: Sequence[str | Path], file: Path) -> bool:
+    """Whether all files were last changed before another was written."""
+    written = file.stat().st_mtime_ns
+    return all(Path(path).exists() and Path(path).stat().st_mtime_ns < written for path in paths)
 
 
 def _encoder_of(paths: Sequence[str | Path]) -> dict[str, Any] | None:
@@ -239,8 +294,12 @@ def _graft(base: Store, addition: Store) -> Store:
         sync_folder(path)
     except OSError as error:
         raise WorkError(error.strerror or str(error), file=str(path)) from None
-    shutil.rmtree(place, ignore_errors=True)
+    _clear(place)
     return open_store(path)
+
+
+def _clear(place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def _check_fits(base: Store, addition: Store, path: Path) -> None:
@@ -327,6 +386,9 @@ def _moved(
 def _sum_facts(manifest: dict[str, Any], base: Store, addition: Store) -> None:
     manifest["rows"] = base.n + addition.n
     manifest["rounding"] = max(base.rounding, addition.rounding)
+    if (exact := addition.manifest.get("exact")) is not None:
+        own = base.manifest["exact"]
+        manifest["exact"] = {**own, "rounding": max(own["rounding"], exact["rounding"])}
     manifest["texts"] = base.has_texts and addition.has_texts
     counts = dict(base.manifest.get("counts") or {})
     for name, value in (addition.manifest.get("counts") or {}).items():

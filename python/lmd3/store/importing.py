@@ -96,10 +96,14 @@ def write_source(
     shard_rows: int = 1 << 20,
     force: bool = False,
     first_row: int = 0,
+    exact: str | None = None,
     facts: Mapping[str, Any],
     progress: ProgressFactory = silent,
 ) -> Store:
-    """Writes a source as a store; see `import_vectors`. `first_row`: the number of its first row."""
+    """Writes a source as a store, whose lock the caller holds; see `import_vectors`.
+
+    `first_row`: the number of its first row; `exact`: type of a finer copy to keep.
+    """
     kind = source.kind()
     known = None if sidecar is None else sidecar.count()
     if sidecar is not None and None not in (known, kind.rows) and known != kind.rows:
@@ -114,6 +118,8 @@ def write_source(
         source=facts,
         rounding=kind.rounding,
         first_row=first_row,
+        exact=exact,
+        locked=True,
     ) as writer:
         beside = None
         wanted = list(dict.fromkeys(["id", *columns.named.values()]))

@@ -15,6 +15,10 @@ DTYPES = ("float16", "float32", "bfloat16", "int8")
 #: the rows.)
 ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
+#: Element types of the copy for ranking again, and how fine each type is.
+EXACT_DTYPES = ("float16", "float32")
+FINENESS = {"int8": 0, "uint8": 0, "bfloat16": 1, "float16": 2, "float32": 3}
+
 #: Columns of `documents-*.parquet`.
 DOCUMENTS = pa.schema(
     [

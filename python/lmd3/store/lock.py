@@ -34,9 +34,11 @@ class WriterLock:
         self.store = Path(path)
         self.file = self.store.absolute().parent / f".{self.store.name}.lock"
         self._handle: Any = None
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
         try:
+            self._made = [parent for parent in self.file.parents if not parent.exists()]
             self.file.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 self._handle = self.file.open("a+" if fcntl else "x+", encoding="utf-8")
@@ -72,5 +74,10 @@ class WriterLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.file.unlink()
         self._handle.close()
+        with contextlib.suppress(OSError):
+            # Folders that were made for nothing: not where something is in them by now.
+            for parent in self._made:
+                parent.rmdir()

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmd3 import _lmd3
-from lmd3.errors import FormatError, ParameterError
+from lmd3.errors import ParameterError
 from lmd3.store import remote
 from lmd3.store.bare import Found, check_rows, find_vectors
 from lmd3.store.layout import ITEM_BYTES, MANIFEST
+from lmd3.store.manifest import check_manifest
 from lmd3.store.reading import Store, checked_array
 from lmd3.unique import UniqueIds
 
@@ -64,14 +65,7 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
         manifest = json.loads((path / MANIFEST).read_bytes())
         if (path / MANIFEST).stat().st_mtime_ns == before:
             break  # else rows were appended between the two readings
-    for name, kind in (("encoder", dict), ("counts", dict), ("source", dict), ("files", list)):
-        if not isinstance(manifest.get(name), kind | None):
-            raise FormatError(
-                f"damaged manifest: {name!r} is not what it should be", file=str(path / MANIFEST)
-            )
-    rounding = manifest.get("rounding", 0.0)
-    if not (isinstance(rounding, int | float) and 0 <= rounding <= 1):
-        raise FormatError("damaged manifest: 'rounding' is no share of a norm", file=str(path / MANIFEST))
+    check_manifest(manifest, path / MANIFEST)
     return Store(path=path, native=native, manifest=manifest)
 
 

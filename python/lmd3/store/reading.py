@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmd3 import _lmd3
-from lmd3.errors import ColumnError, DtypeError, NotFiniteError, ParameterError, ShapeError
+from lmd3.errors import ColumnError, DtypeError, FormatError, NotFiniteError, ParameterError, ShapeError
 from lmd3.store.documents import field_of, parquet_file, take_rows, with_columns
 from lmd3.store.layout import COLUMNS, NORM_TOLERANCE, ROUNDING
 from lmd3.unique import UniqueIds
@@ -55,6 +55,7 @@ class Store:
         self._bare = bare
         self._table = table
         self._fingerprint: str | None = None
+        self._exact: Store | None = None
         self._normalised: bool | None = self.manifest.get("normalised")
         self._rounding: float | None = self.manifest.get("rounding")
 
@@ -155,6 +156,46 @@ class Store:
                 relative = np.divide(scales, norms, out=np.zeros_like(norms), where=norms > 0)
                 self._rounding = float(np.sqrt(self.d / 12) * relative.max())
         return self._rounding
+
+    @property
+    def exact(self) -> Store | None:
+        """The finer copy of the same rows that is kept for ranking again, as bare vectors; or None.
+
+        Raises:
+            FileMissingError, FormatError, ShapeError, DtypeError: its files are not what the manifest says.
+        """
+        described = self.manifest.get("exact")
+        if described is None or self._exact is not None:
+            return self._exact
+        pieces: list[tuple[Path, None]] = []
+        for number, shard in enumerate(self.manifest["shards"]):
+            entry = shard.get("exact")
+            if entry is None:
+                raise FormatError(f"shard {number} has no copy, as others have", file=self._file)
+            file = Path(str(self.path)) / Path(entry["name"]).name
+            if file.is_file() and file.stat().st_size != entry["bytes"]:
+                raise FormatError(
+                    f"{file.stat().st_size} bytes, the manifest says {entry['bytes']}",
+                    file=str(file),
+                    remedy="restore the file, or convert again",
+                )
+            pieces.append((file, None))
+        native = _lmd3.Store.of_pieces(Path(str(self.path)), pieces)
+        for (file, _, rows), shard in zip(native.shards, self.manifest["shards"], strict=True):
+            if rows != shard["rows"]:
+                raise ShapeError(f"a copy of {rows} rows of a shard of {shard['rows']}", file=str(file))
+        if native.d != self.d:
+            raise ShapeError(f"a copy of {native.d} dimensions of rows of {self.d}", file=self._file)
+        if native.dtype != described["dtype"]:
+            raise DtypeError(
+                f"a copy of {native.dtype}, the manifest says {described['dtype']}", file=self._file
+            )
+        self._exact = Store(
+            path=self.path, native=native, bare=Bare(f"the {native.dtype} copy of a store, by memory map")
+        )
+        self._exact._rounding = float(described["rounding"])
+        self._exact._normalised = self._normalised
+        return self._exact
 
     @property
     def fingerprint(self) -> str:

@@ -80,4 +80,7 @@ class ResumableStoreWriter(StoreWriter):
             self._shard.abandon()
         if self._documents is not None:
             self._documents.abandon()
-        self._shard = self._documents = None
+        if self._exact is not None:
+            self._exact.abandon()
+        self._shard = self._documents = self._exact = None
+        self._lock.close()

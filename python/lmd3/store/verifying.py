@@ -30,7 +30,8 @@ def verify_store(source: str | Path | Store, progress: Callable[[int], None] | N
         `rows`, `files` (checked against a checksum), `bytes`, `norm_min`, `norm_max`, `ids` ("unique").
 
     Raises:
-        VerificationError: a file that is not what was written, or a fact of the manifest that does not hold.
+        VerificationError: a file that is not what was written, a fact of the manifest that does not hold, or
+            a copy for ranking again that is of other rows.
         NotFiniteError: NaN or infinity, with file and row.
         DuplicateIdError: an id that occurs twice, with both rows.
         FileMissingError, FormatError, ShapeError, DtypeError: as `open_store`.
@@ -64,6 +65,7 @@ def verify_store(source: str | Path | Store, progress: Callable[[int], None] | N
     low, high = _verify_norms(store)
     _verify_documents(store)
     _verify_groups(store)
+    _verify_exact(store)
     return {
         "rows": store.n,
         "files": len(listed),
@@ -124,4 +126,33 @@ def _verify_groups(store: Store) -> None:
             raise VerificationError(
                 f"the manifest gives the group {group['name']!r} {group['rows']} rows, there are {rows}",
                 file=str(Path(str(store.path)) / MANIFEST),
+            )
+
+
+#: Rows at most that are compared with their copy, spread evenly.
+_COMPARED = 1 << 16
+
+
+def _verify_exact(store: Store) -> None:
+    """Proves the finer copy finite, and that a spread of its rows are the store's, within the rounding of
+    both."""
+    exact = store.exact
+    if exact is None:
+        return
+    assert exact.native is not None
+    exact.native.check_finite(threads())
+    chosen = np.unique(np.linspace(0, store.n - 1, min(store.n, _COMPARED)).astype(np.int64))
+    # Either may be so far from the row that was given, relative to that row's norm.
+    allowed = 1.01 * (store.rounding + exact.rounding) / (1 - exact.rounding)
+    for start in range(0, len(chosen), 4096):
+        rows = chosen[start : start + 4096]
+        copy = exact.rows(rows).astype(np.float64)
+        off = np.linalg.norm(store.rows(rows) - copy, axis=1) > allowed * np.linalg.norm(copy, axis=1) + 1e-30
+        if off.any():
+            row = int(rows[off.argmax()])
+            raise VerificationError(
+                "the copy for ranking again is not of this row",
+                file=str(store.path),
+                row=row,
+                remedy="convert the store that it was made of again",
             )

@@ -22,12 +22,15 @@ from lmd3.store.documents import DocumentsWriter, documents_schema, documents_ta
 from lmd3.store.files import check_replaceable, entry_of, listed, sync_file, sync_folder, umask
 from lmd3.store.layout import (
     DTYPES,
+    EXACT_DTYPES,
+    FINENESS,
     FORMAT,
     MANIFEST,
     NORM_TOLERANCE,
     ROUNDING,
     VERSION,
 )
+from lmd3.store.lock import WriterLock
 from lmd3.store.opening import open_store
 from lmd3.store.reading import Store, checked_array
 from lmd3.unique import UniqueIds
@@ -54,9 +57,13 @@ class StoreWriter:
         rounding: how far the given rows may be from those that they stand for, relative to their norms
             (`Store.rounding` of the store that they come from).
         first_row: the number of the first row, where rows are numbered.
+        exact: keep a copy of the given rows of this finer type, "float16" or "float32" (`Store.exact`);
+            None: none.
+        locked: the caller holds the store's `WriterLock`.
 
     Raises:
-        OutputError: the path exists, or its folder can't be written.
+        OutputError: the path exists, another process writes to it, or its folder can't be written.
+        DtypeError: a type that stores are not written in; a copy that is no finer than the rows.
     """
 
     def __init__(
@@ -71,9 +78,12 @@ class StoreWriter:
         source: Mapping[str, Any] | None = None,
         rounding: float = 0.0,
         first_row: int = 0,
+        exact: str | None = None,
+        locked: bool = False,
     ) -> None:
         if dtype not in DTYPES:
             raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
+        check_exact(exact, dtype)
         if shard_rows < 1:
             raise ParameterError(f"a shard has at least one row, not {shard_rows}")
         self.path = Path(path)
@@ -86,13 +96,21 @@ class StoreWriter:
         self._shard_rows = shard_rows
         self._force = force
         check_replaceable(self.path, force)
+        #: Further entries of the manifest, and of its groups by their names.
         self.facts: dict[str, Any] = {}
+        self.group_facts: dict[str, Mapping[str, Any]] = {}
         self._made: list[Path] = []
+        self._lock = contextlib.ExitStack()
+        if not locked:
+            self._lock.enter_context(WriterLock(self.path))
         try:
             self._folder = self._make_folder()
         except OSError as error:
+            self._lock.close()
             raise OutputError(f"can't be written: {error.strerror or error}", file=str(self.path)) from None
         self._shard: _lmd3.ShardWriter | None = None
+        self._exact_dtype = exact
+        self._exact: _lmd3.ShardWriter | None = None
         self._documents: DocumentsWriter | None = None
         self._codes: list[NDArray[np.uint32]] = []
         self._weights: list[NDArray[np.float32]] = []
@@ -226,8 +244,14 @@ class StoreWriter:
                 self._documents = DocumentsWriter(
                     self._folder / f"documents-{number:05}.parquet", documents_schema(columns)
                 )
+                if self._exact_dtype is not None:
+                    self._exact_folder.mkdir(exist_ok=True)
+                    d = int(vectors.shape[1])
+                    self._exact = _lmd3.ShardWriter(self._exact_folder, number, d, self._exact_dtype)
             try:
                 self._shard.append(vectors)
+                if self._exact is not None:
+                    self._exact.append(vectors)
             except NotFiniteError as error:
                 row = number * self._shard_rows + (error.row or 0)
                 raise NotFiniteError(
@@ -274,7 +298,7 @@ class StoreWriter:
         if self._group_counts:
             counted = self._group_counts.get(name, Counter())
             entry |= {kind: counted[kind] for kind in self._counts}
-        return entry
+        return entry | dict(self.group_facts.get(name, {}))
 
     def _finish_shard(self) -> None:
         if self._shard is None or self._documents is None:
@@ -284,6 +308,11 @@ class StoreWriter:
         shard: dict[str, Any] = {"rows": rows, "embeddings": entry_of(*embeddings)}
         if scales is not None:
             shard["scales"] = entry_of(*scales)
+        if self._exact is not None:
+            _, (name, size, digest), _ = self._exact.finish()
+            target = name.replace("embeddings", "exact", 1)
+            (self._exact_folder / name).replace(self._folder / target)
+            shard["exact"] = entry_of(target, size, digest)
         for name, parts in (("groups", self._codes), ("weights", self._weights)):
             if parts:
                 path = self._folder / f"{name}-{len(self._shards):05}.npy"
@@ -295,7 +324,12 @@ class StoreWriter:
         shard["documents"] = listed(self._documents.path)
         self._shards.append(shard)
         self._codes, self._weights = [], []
-        self._shard = self._documents = None
+        self._shard = self._documents = self._exact = None
+
+    @property
+    def _exact_folder(self) -> Path:
+        """Where the copy is written, under the names of embeddings."""
+        return self._folder / "exact"
 
     def attach(self, path: Path) -> None:
         """Copies a file into the store and lists it: the state of an encoder that is given as a description.
@@ -328,6 +362,8 @@ class StoreWriter:
                         if entry := shard.pop("groups", None):
                             (self._folder / entry["name"]).unlink(missing_ok=True)
                 manifest = self._manifest()
+                if self._exact_dtype is not None:
+                    self._exact_folder.rmdir()
                 with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
                     json.dump(manifest, file, ensure_ascii=False, indent=1)
                     file.write("\n")
@@ -342,6 +378,7 @@ class StoreWriter:
         except BaseException:
             self.abandon()
             raise
+        self._lock.close()
         return open_store(self.path)
 
     def _manifest(self) -> dict[str, Any]:
@@ -372,11 +409,15 @@ class StoreWriter:
             "counts": {"rows": self._n, **self._counts},
             "source": self.source,
             "encoder": description,
+            **({} if self._exact_dtype is None else {"exact": self._describe_exact(self._exact_dtype)}),
             **self.facts,
             "groups": [self._group_entry(name) for name in self._groups],
             "files": others,
             "shards": self._shards,
         }
+
+    def _describe_exact(self, dtype: str) -> dict[str, Any]:
+        return {"dtype": dtype, "rounding": max(self._brought, ROUNDING[dtype])}
 
     def _is_normalised(self) -> bool:
         """As the writer was told, or by the norms of all rows."""
@@ -406,8 +447,11 @@ class StoreWriter:
         if self._documents is not None:
             with contextlib.suppress(Exception):
                 self._documents.close()
-        self._shard = self._documents = None
+        if self._exact is not None:
+            self._exact.abandon()
+        self._shard = self._documents = self._exact = None
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
         with contextlib.suppress(OSError):
             # Not where something else, or the finished store, is in them by now.
             for parent in self._made:
@@ -422,3 +466,17 @@ class StoreWriter:
             raise WorkError(error.message, file=str(self.path), remedy=error.remedy) from None
         except OSError as error:
             raise WorkError(error.strerror or str(error), file=str(self.path)) from None
+
+
+def check_exact(exact: str | None, dtype: str) -> None:
+    """Refuses a copy of a type that copies are not kept in, or that is no finer than the rows.
+
+    Raises:
+        DtypeError: either.
+    """
+    if exact is None:
+        return
+    if exact not in EXACT_DTYPES:
+        raise DtypeError(f"no copy is kept as {exact}", remedy=f"use {' or '.join(EXACT_DTYPES)}")
+    if FINENESS[exact] <= FINENESS[dtype]:
+        raise DtypeError(f"a {exact} copy of {dtype} rows is no finer than they are", remedy="leave it away")
