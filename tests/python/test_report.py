@@ -423,3 +423,30 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert not [
         line for line, origin in zip(events, origins, strict=True) if origin and origin[1] != "not an origin"
     ]
+
+
+def test_what_was_cut_is_shown_by_group(tmp_path: Path) -> None:
+    tables = Tables(folder=tmp_path)
+    groups: list[dict[str, Any]] = [
+        {"name": f"g{i}", "rows": 100, "tokens": 1000, "truncated": i, "tokens_left_out": 10 * i}
+        for i in range(15)
+    ]
+    groups.append(
+        {"name": f"law {HOSTILE}", "rows": 40, "tokens": 600, "truncated": 30, "tokens_left_out": 200}
+    )
+    counts = {"rows": 1540, "tokens": 15600, "truncated": 135, "tokens_left_out": 1250}
+    manifest = {"counts": counts, "groups": groups, "source": {"empty": 3}}
+    (tmp_path / "store.lmd3" / "manifest.json").write_text(json.dumps(manifest))
+    page = Page(render(regress(tables.outcome(), tables)))
+    assert "135 of 1,540 (8.8 %); 1,250 tokens left out; 3 empty ones left out" in page.words
+    assert "Training texts that were cut, by group" in page.words
+    # The one that lost most comes first, then 11 of the 14 others.
+    first = page.words.index(f"law {HOSTILE} 40 30 75 % 200 25 %")
+    assert first < page.words.index("g14 100 14 14 % 140 12 %") < page.words.index("g4 100 4 4.0 % 40 3.8 %")
+    assert "g3 100 3" not in page.words
+    assert "3 more groups lost less. 1 lost nothing." in page.words
+    # Nothing of it where no text was cut.
+    for group in groups:
+        group["truncated"] = 0
+    (tmp_path / "store.lmd3" / "manifest.json").write_text(json.dumps(manifest))
+    assert "by group" not in Page(render(regress(tables.outcome(), tables))).words

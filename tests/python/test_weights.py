@@ -59,7 +59,7 @@ def test_densities_are_weighted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "one per row" in capsys.readouterr().out
     store = lmd3.open_store(tmp_path / "s")
     queries = lmd3.encode_queries(["a cat", "number 7 of the sea"], store)
-    found = lmd3.KernelDensity(bandwidth=0.5).fit(store).score_samples(queries)
+    found = lmd3.KernelDensity(bandwidth=0.5).fit(store).density(queries).density["log_density"]
     rows = store.rows(np.arange(store.n)).astype(np.float64)
     own = queries.rows(np.arange(2)).astype(np.float64)
     kernel = np.exp(-np.linalg.norm(rows[None] - own[:, None], axis=2) / 0.5)

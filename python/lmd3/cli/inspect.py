@@ -33,16 +33,21 @@ def inspect(
       lmd3 inspect corpus.lmd3
       lmd3 inspect vectors.npy --json
     """
-    import numpy as np
-
     import lmd3
 
     path = existing(store)
-    opened = lmd3.open_store(path)
+    facts = facts_of(lmd3.open_store(path), path, rows)
+    emit(facts, text=_page(facts))
+
+
+def facts_of(opened: Store, path: Path, rows: int) -> dict[str, Any]:
+    """What is said of a store; `rows`: how many of its first rows are shown."""
+    import numpy as np
+
     manifest = opened.manifest
     shown = opened.documents(np.arange(min(rows, opened.n)), ("id", "group", "text")).to_pylist()
     runs = opened.group_runs()
-    facts: dict[str, Any] = {
+    return {
         "path": str(path),
         "kind": f"store, version {manifest['version']}" if manifest else "bare vectors",
         "rows": opened.n,
@@ -70,7 +75,6 @@ def inspect(
         "advice": _advice(opened.n, len(opened.groups), runs) + _chunks(opened),
         "first_rows": shown,
     }
-    emit(facts, text=_page(facts))
 
 
 def _advice(rows: int, groups: int, runs: int) -> list[str]:

@@ -14,9 +14,7 @@ from lmd3.density.groups import group_map
 from lmd3.executors.partials import Part
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import Store
-
-#: Bytes of an element.
-_ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+from lmd3.store.layout import ITEM_BYTES
 
 #: The results of the native scan.
 Scan: TypeAlias = _lmd3.Scan
@@ -83,7 +81,7 @@ class Scanner:
     def row_bytes(self) -> int:
         """Bytes of a stored row."""
         scale = 4 if self.store.dtype == "int8" else 0
-        return self.store.d * _ELEMENT_BYTES.get(self.store.dtype, 4) + scale
+        return self.store.d * ITEM_BYTES[self.store.dtype] + scale
 
     def segments(self) -> list[int]:
         """Rows of each segment, in order."""

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from lmd3.encoders import Encoder
+from lmd3.store.layout import ITEM_BYTES
 from lmd3.texts import Texts
 
 __all__ = ["plan_encoding", "sampled_error"]
@@ -19,8 +20,6 @@ RATES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001)
 
 #: Effective rows in the corpus that a bandwidth may stand for: the default rules.
 EFFECTIVE = (1000, 100, 10_000)
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 #: Texts that the trial draws from, taken from the beginning of the input.
 _TRIAL = 20_000
@@ -59,7 +58,7 @@ def plan_encoding(
     if not encoder.fitted:
         encoder.fit(some)
     speed = _texts_per_second(some, encoder, seconds)
-    row = encoder.dim * _BYTES[dtype] + (4 if dtype == "int8" else 0) + 24
+    row = encoder.dim * ITEM_BYTES[dtype] + (4 if dtype == "int8" else 0) + 24
     row_bytes = row + (characters / max(count, 1) if keep_texts else 0.0)
     rates = [
         {

@@ -136,7 +136,35 @@ def truncation(parts: StudyFiles) -> list[dict[str, Any]]:
                 "rows": counts.get("rows"),
                 "tokens": counts.get("tokens"),
                 "truncated": counts["truncated"],
+                "left_out": counts.get("tokens_left_out") or 0,
                 "empty": source.get("empty") or 0,
+                **_groups_cut(manifest.get("groups") or []),
             }
         )
     return rows
+
+
+#: Groups of a side that are shown, those that lost most first.
+_GROUPS = 12
+
+
+def _groups_cut(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The groups of a side whose texts were cut, and how many of them are not shown."""
+    cut = [group for group in groups if isinstance(group.get("truncated"), int) and group["truncated"]]
+    cut.sort(key=lambda group: (-(group.get("tokens_left_out") or 0) / _tokens(group), -group["truncated"]))
+    rows = [
+        {
+            "name": group["name"],
+            "rows": group["rows"],
+            "truncated": group["truncated"],
+            "left_out": group.get("tokens_left_out") or 0,
+            "lost": (group.get("tokens_left_out") or 0) / _tokens(group),
+        }
+        for group in cut[:_GROUPS]
+    ]
+    return {"groups": rows, "more": max(len(cut) - _GROUPS, 0), "uncut": len(groups) - len(cut)}
+
+
+def _tokens(group: Mapping[str, Any]) -> int:
+    """Tokens of a group's texts, with those that no vector saw."""
+    return max((group.get("tokens") or 0) + (group.get("tokens_left_out") or 0), 1)
