@@ -181,27 +181,58 @@ class Texts:
         """
         unique = None if self._proven else UniqueIds()
         count = empty = characters = 0
-        items: list[_Item] = []
+        ids: list[str] = []
+        texts: list[str] = []
+        groups: list[str] = []
+        weights: list[float] = []
+        numbered = False
 
         def batch() -> TextBatch:
-            ids = [item.id for item in items]
-            if unique is not None and items[0].own_id:
+            if unique is not None and not numbered:
                 unique.add(ids)
-            groups = None if self.group is None else [item.group for item in items]
-            weights = None if self.weight is None else [item.weight for item in items]
-            return TextBatch(ids, [item.text for item in items], groups, weights)
+            return TextBatch(
+                ids,
+                texts,
+                None if self.group is None else groups,
+                None if self.weight is None else weights,
+            )
 
-        for item in self._items():
-            if item.empty:
-                empty += 1
-                continue
-            items.append(item)
-            count += 1
-            characters += len(item.text)
-            if len(items) >= _BATCH or characters >= _BATCH_CHARACTERS:
-                yield batch()
-                items, characters = [], 0
-        if items:
+        # `_items` with nothing made for a record that is as it should be: this loop is what reading costs.
+        for source, wanted, offset in self._inputs():
+            own = wanted.id
+            numbered = own is None
+            rows = 0
+            for row, values in source.records(wanted.all):
+                rows = row + 1
+                text = values.get(self.text)
+                if text.__class__ is not str or not text.isascii():
+                    text = _text(text, self.text, source.file, row)
+                if not text or text.isspace():
+                    empty += 1
+                    continue
+                if own is None:
+                    ids.append(str(offset[0] + row))
+                else:
+                    name: Any = values.get(own)
+                    if not (name.__class__ is str and name and name.isascii()):
+                        name = _id(name, own, source.file, row)
+                    ids.append(name)
+                if self.group is not None:
+                    group: Any = values.get(self.group)
+                    if not (group.__class__ is str and group and group.isascii()):
+                        group = _group(group, self.group, source.file, row)
+                    groups.append(group)
+                if self.weight is not None:
+                    weights.append(_weight(values.get(self.weight), self.weight, source.file, row))
+                texts.append(text)
+                characters += len(text)
+                if len(texts) >= _BATCH or characters >= _BATCH_CHARACTERS:
+                    count += len(texts)
+                    yield batch()
+                    ids, texts, groups, weights, characters = [], [], [], [], 0
+            offset[0] += rows
+        if texts:
+            count += len(texts)
             yield batch()
         if unique is not None:
             self._prove(unique)
@@ -223,33 +254,33 @@ class Texts:
 
     def _items(self) -> Iterator[_Item]:
         """Every record, the empty ones too."""
-        own_ids = self.id is not None
-        offset = self.first_row
-        for number, source in enumerate(self._sources()):
-            if number == 0 and self.id is None:
-                # Decided once for the whole input, by the columns of its first file.
-                own_ids = "id" in source.columns()
-                self.id_column = "id" if own_ids else None
-            wanted = [self.text]
-            if own_ids:
-                wanted.append(self.id or "id")
-            wanted += [name for name in (self.group, self.weight) if name is not None]
+        for source, wanted, offset in self._inputs():
             rows = 0
-            for row, values in source.records(list(dict.fromkeys(wanted))):
+            for row, values in source.records(wanted.all):
                 rows = row + 1
                 text = _text(values.get(self.text), self.text, source.file, row)
                 empty = not text or text.isspace()
-                name = str(offset + row)
-                if own_ids and not empty:
-                    name = _id(values.get(self.id or "id"), self.id or "id", source.file, row)
-                group = NO_GROUP
-                if self.group is not None and not empty:
-                    group = _group(values.get(self.group), self.group, source.file, row)
-                weight = 1.0
-                if self.weight is not None and not empty:
-                    weight = _weight(values.get(self.weight), self.weight, source.file, row)
-                yield _Item(name, text, group, weight, empty, own_ids, source.file, row)
-            offset += rows
+                name = str(offset[0] + row)
+                if wanted.id is not None and not empty:
+                    name = _id(values.get(wanted.id), wanted.id, source.file, row)
+                yield _Item(name, empty, source.file, row)
+            offset[0] += rows
+
+    def _inputs(self) -> Iterator[tuple[_Source, _Wanted, list[int]]]:
+        """The files in order, what is read of them, and the number of their first row (the reader adds its
+        rows)."""
+        own = self.id
+        offset = [self.first_row]
+        for number, source in enumerate(self._sources()):
+            if number == 0 and self.id is None:
+                # Decided once for the whole input, by the columns of its first file.
+                own = self.id_column = "id" if "id" in source.columns() else None
+            names = (self.text, own, self.group, self.weight)
+            yield (
+                source,
+                _Wanted(list(dict.fromkeys(name for name in names if name is not None)), own),
+                offset,
+            )
 
     def _sources(self) -> Iterator[_Source]:
         if self._records is not None:
@@ -291,14 +322,19 @@ def read_records(path: str | Path, columns: Sequence[str]) -> Iterator[dict[str,
 
 
 class _Item(NamedTuple):
+    """A record's id and place."""
+
     id: str
-    text: str
-    group: str
-    weight: float
     empty: bool
-    own_id: bool
     file: str | None
     row: int
+
+
+class _Wanted(NamedTuple):
+    """Columns that are read, and that of the ids among them; None: rows are numbered."""
+
+    all: list[str]
+    id: str | None
 
 
 class _Source(Protocol):
