@@ -11,7 +11,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from lmd3.errors import Lmd3Error, ModelError, WorkError
 __all__ = ["encode_windows"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+#: Kinds of encoders that are no slower than what goes on around them, and soon stopped.
+_QUICK = ("hashing", "static")
 
 #: The encoder of a worker process.
 _encoder: Encoder | None = None
@@ -74,8 +77,8 @@ def encode_windows(
         WorkError: a process ended.
     """
     if workers == 1:
-        for window in windows:
-            yield window, encoder.encode(window.texts)
+        quick = encoder.describe().get("kind") in _QUICK
+        yield from _ahead(windows, encoder) if quick else _in_turn(windows, encoder)
         return
     from lmd3.system import cores
 
@@ -105,6 +108,27 @@ def encode_windows(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_turn(windows: Iterable[Window], encoder: Encoder) -> Iterator[tuple[Window, EncodedBatch]]:
+    for window in windows:
+        yield window, encoder.encode(window.texts)
+
+
+def _ahead(windows: Iterable[Window], encoder: Encoder) -> Iterator[tuple[Window, EncodedBatch]]:
+    """Encodes a window while this thread reads the next one and the caller keeps the one before.
+
+    Where encoding is quick, reading and writing take as long, and on one core only.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        before: tuple[Window, Future[EncodedBatch]] | None = None
+        for window in windows:
+            here = (window, pool.submit(encoder.encode, window.texts))
+            if before is not None:
+                yield before[0], before[1].result()
+            before = here
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 def _result(window: Window, future: Future[Any]) -> tuple[Window, EncodedBatch]:
