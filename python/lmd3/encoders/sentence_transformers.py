@@ -28,6 +28,9 @@ __all__ = ["PRECISIONS", "SentenceTransformerEncoder", "limit_threads"]
 PRECISIONS = ("float32", "bfloat16")
 BACKENDS = ("torch", "onnx", "openvino")
 
+#: OpenVINO takes bfloat16 by itself where the CPU has it: vectors must not depend on the CPU in silence.
+_BACKEND_SETTINGS = {"openvino": {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}}
+
 #: Tokens of one forward pass: large enough that weights are read seldom, small enough for the caches.
 _BATCH_TOKENS = 2048
 
@@ -343,7 +346,12 @@ def _load(model: str, device: str | None, revision: str | None, backend: str) ->
         with _quiet():
             if backend != "torch":
                 return SentenceTransformer(
-                    model, device=device, revision=revision, trust_remote_code=False, backend=backend
+                    model,
+                    device=device,
+                    revision=revision,
+                    trust_remote_code=False,
+                    backend=backend,
+                    model_kwargs=_BACKEND_SETTINGS.get(backend),
                 )
             loaded = SentenceTransformer(model, device=device, revision=revision, trust_remote_code=False)
         return loaded.to(float32).eval()
