@@ -48,7 +48,8 @@ def read_outcomes(
     Returns:
         A table with the columns of `OUTCOME_SCHEMA` and behind them the source's other columns as they are.
         `value` is null where the source has none (the analysis counts those). `kind` is the source's own
-        where it has one, else `binary` where all values are 0 or 1, true or false, else `continuous`.
+        where it has one, else `binary` where all values are 0 or 1, true or false, or whole numbers of
+        successes over the row's `trials`; else `continuous`.
 
     Raises:
         FileMissingError, FormatError, TextFormatError: as `lmd3.tables.read_table`.
@@ -76,11 +77,12 @@ def read_outcomes(
         chosen = ids if len(of_name) == len(ids) else [ids[row] for row in of_name]
         tables.refuse_duplicates(chosen, file)
 
+    kinds = _kinds(frame, names, values, value, file)
     columns: dict[str, Any] = {
         "id": ids,
         "outcome": names,
-        "value": pa.array(values, pa.float64(), from_pandas=True),
-        "kind": _kinds(frame, names, values, value, file),
+        "value": pa.array(_counted(frame, kinds, values, file), pa.float64(), from_pandas=True),
+        "kind": kinds,
     }
     for field in OUTCOME_SCHEMA:
         if field.name not in columns:
@@ -143,6 +145,10 @@ def _kinds(
         is_binary = len(known) > 0 and bool(np.isin(known, (0.0, 1.0)).all())
         kinds[name] = "binary" if is_binary else "continuous"
         if stated is None:
+            if "trials" in frame.columns and kinds[name] == "continuous" and len(known):
+                shares = _is_share(frame, values, file)[rows & ~np.isnan(values)]
+                several = (tables.numbers(frame["trials"], "trials", file)[rows] > 1).any()
+                kinds[name] = "binary" if several and shares.all() else "continuous"
             continue
         told = set(stated[rows].dropna().astype(str))
         if not told <= set(KINDS) or len(told) > 1:
@@ -170,9 +176,20 @@ def _is_share(frame: pd.DataFrame, values: np.ndarray, file: str | None) -> np.n
     trials = tables.numbers(frame["trials"], "trials", file)
     successes = values * trials
     with np.errstate(invalid="ignore"):
-        counted = np.abs(successes - np.round(successes)) < 1e-6
+        # Files hold shares to three digits and more.
+        allowed = np.clip(6e-4 * trials, 1e-6, 0.05)
+        counted = np.abs(successes - np.round(successes)) <= allowed
         shares: np.ndarray = whole | (counted & (values >= 0) & (values <= 1))
     return shares
+
+
+def _counted(frame: pd.DataFrame, kinds: list[str], values: np.ndarray, file: str | None) -> np.ndarray:
+    """Values, shares of a binary outcome's trials freed of the rounding that their file has."""
+    shares = (np.array(kinds) == "binary") & ~np.isin(values, (0.0, 1.0)) & ~np.isnan(values)
+    if not shares.any():
+        return values
+    trials = tables.numbers(frame["trials"], "trials", file)
+    return np.where(shares, np.round(values * trials) / trials, values)
 
 
 def _optional(frame: pd.DataFrame, field: pa.Field, used: set[str | None], file: str | None) -> pa.Array:

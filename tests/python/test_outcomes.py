@@ -6,14 +6,17 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmd3 import errors
+from lmd3.analysis import regress
 from lmd3.outcomes import OUTCOME_SCHEMA, choose_outcome, read_outcomes
 
 
@@ -136,3 +139,36 @@ def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, scores: dict
     path = write(tmp_path_factory.mktemp("o"), "o.jsonl", "\n".join(lines))
     table = read_outcomes(path)
     assert dict(zip(table["id"].to_pylist(), table["value"].to_pylist(), strict=True)) == scores
+
+
+def test_shares_of_trials_are_binary_and_lose_their_rounding() -> None:
+    rng = np.random.default_rng(0)
+    trials = rng.integers(1, 40, 200)
+    right = rng.binomial(trials, 0.4)
+    frame = pd.DataFrame({"id": [str(i) for i in range(200)], "value": right / trials, "trials": trials})
+    rounded = frame.assign(value=frame["value"].round(3))
+    for table_of in (frame, rounded, rounded.assign(kind="binary")):
+        table = read_outcomes(table_of)
+        assert set(table["kind"].to_pylist()) == {"binary"}
+        np.testing.assert_allclose(table["value"].to_numpy(), right / trials, rtol=0, atol=1e-15)
+    # Means of scores that are no counts stay continuous, and are refused where they are said to be counts.
+    scores = frame.assign(value=rng.random(200))
+    assert set(read_outcomes(scores)["kind"].to_pylist()) == {"continuous"}
+    assert set(read_outcomes(scores.assign(kind="continuous"))["kind"].to_pylist()) == {"continuous"}
+    with pytest.raises(errors.ColumnError, match="trials"):
+        read_outcomes(scores.assign(kind="binary"))
+    with pytest.raises(errors.ColumnError, match="trials"):
+        read_outcomes(frame.drop(columns="trials").assign(kind="binary"))
+    # As many rows of single trials.
+    single = pd.DataFrame(
+        {
+            "id": np.repeat(frame["id"], trials),
+            "value": np.concatenate([np.arange(t) < r for t, r in zip(trials, right, strict=True)]),
+        }
+    )
+    x = pd.DataFrame({"id": frame["id"], "log_density": rng.standard_normal(200)})
+    found = regress(rounded, x, controls="none").facts["primary"]
+    long = single.merge(x, on="id")
+    scaled = sm.add_constant(long["log_density"] / x["log_density"].std())
+    direct = sm.Logit(long["value"].astype(float), scaled).fit(disp=0)
+    assert found["estimate"] == pytest.approx(direct.params["log_density"], rel=1e-6)

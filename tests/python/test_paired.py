@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as theirs
 from statsmodels.stats.mediation import Mediation
 
-from lmd3 import errors
+from lmd3 import errors, study_files
 from lmd3.analysis import mediation, paired, regress
 from lmd3.cli import main
 from lmd3.report import write_report
@@ -206,7 +207,8 @@ def test_by_hand_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(command) == 0
     assert "McNemar" in capsys.readouterr().out
     facts = json.loads((out / "summary.json").read_text())
-    assert facts["paired"]["mediation"]["share"] > 0 and (out / "paired.parquet").is_file()
+    assert facts["paired"]["mediation"]["share"] > 0
+    assert pq.read_table(out / "paired.parquet").schema.equals(study_files.PAIRED)
     page = write_report(out, tmp_path / "report.html").read_text()
     assert ("Before and after" in page and "McNemar" in page and "data-paired" in page) or "paired" in page
     # What makes no sense is refused before work.

@@ -56,6 +56,8 @@ def alternative(
         raise ParameterError(f"model {name} is for continuous outcomes", remedy="conditional_logit or gee")
     if name == "conditional_logit" and not binary:
         raise ParameterError("model conditional_logit is for binary outcomes", remedy="take mixed or gee")
+    if name == "conditional_logit" and not y.isin((0.0, 1.0)).all():
+        raise ParameterError("model conditional_logit takes single trials, not shares", remedy="take gee")
     within = None if groups is None else np.asarray(pd.factorize(groups)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,6 +17,7 @@ from scipy import stats
 
 from lmd3 import study_files as _files
 from lmd3.analysis.few_clusters import FEW, effective_clusters, wild_restricted
+from lmd3.analysis.inference import decide, sandwich
 from lmd3.analysis.slope import Data, Slope, counted_parameters, slope
 
 
@@ -63,7 +64,15 @@ def models(
         ):
             error = float(np.sqrt((total**2).sum() * factor))
             half = float(stats.t.ppf(0.975, df)) * error
-            p = float(2 * stats.t.sf(abs(estimate / error), df))
+            half_low, half_high = estimate - half, estimate + half
+            p, t = float(2 * stats.t.sf(abs(estimate / error), df)), estimate / error
+            if side in names and clusters is not None:
+                # The sides by the rule; so is the paired difference of few clusters, below.
+                of = sides[names.index(side)]
+                found = decide(of, x, sandwich(of, clusters), clusters, draws, seed, intervals=False)
+                if found.few:
+                    p, t = found.estimate.p_value, found.estimate.statistic
+                    half_low, half_high = found.estimate.ci_low, found.estimate.ci_high
             rows.append(
                 {
                     "contrast": "model",
@@ -72,10 +81,10 @@ def models(
                     "scale": scale,
                     "estimate": estimate,
                     "std_error": error,
-                    "statistic": estimate / error,
+                    "statistic": t,
                     "p_value": p,
-                    "ci_low": estimate - half,
-                    "ci_high": estimate + half,
+                    "ci_low": half_low,
+                    "ci_high": half_high,
                     "covariance": covariance,
                     "n": n,
                     "clusters": g,

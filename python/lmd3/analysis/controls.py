@@ -38,6 +38,10 @@ class Controls:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+#: Counts, which enter models as log(1 + count): their tails would be all that a line sees.
+COUNTS = ("rarest_term_count", "duplicates")
+
+
 def choose(
     wanted: str | Sequence[str], frame: pd.DataFrame, covariates: Sequence[str], predictor: str
 ) -> Controls:

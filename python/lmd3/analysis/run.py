@@ -562,7 +562,14 @@ def _parts_of_corpus(work: _Work, clusters: np.ndarray | None) -> dict[str, Any]
     headline = work.fits["headline"]
     at = work.rows(work.is_within)
     part = _subsets.Sums(sums.names, sums.log_sums[at], sums.rows)
-    table, facts = _subsets.evidence(headline.slope.data, headline.x[:, :-1], part, clusters)
+    table, facts = _subsets.evidence(
+        headline.slope.data,
+        headline.x[:, :-1],
+        part,
+        clusters,
+        draws=min(work.options.draws, _subsets.DRAWS),
+        seed=work.options.seed,
+    )
     work.tables["subsets"] = table
     top = table.iloc[0] if len(table) else None
     if top is not None and top["r_squared_gain"] == top["r_squared_gain"]:
@@ -722,14 +729,17 @@ def _contrasted(work: _Work, clusters: np.ndarray | None, files: Mapping[str, st
         at = work.rows(work.is_within)
         x = headline.x.copy()
         x[:, -1] = (values[at] - values.mean()) / values.std(ddof=1)
-        sides = {"density less reference": headline.slope, "density alone": slope(headline.slope.data, x)}
-        for side, of in sides.items():
+        sides = {
+            "density less reference": (headline.slope, headline.x),
+            "density alone": (slope(headline.slope.data, x), x),
+        }
+        for side, (of, design) in sides.items():
             row = {
                 "contrast": "corpus",
                 "side": side,
                 "form": form,
                 "scale": "log odds" if sample.binary else "outcome",
-                **_evidence.test(of, clusters),
+                **_evidence.judged(of, design, clusters, options.draws, options.seed),
                 "covariance": headline.covariance,
                 "n": headline.n,
                 "clusters": headline.clusters,
@@ -744,7 +754,9 @@ def _contrasted(work: _Work, clusters: np.ndarray | None, files: Mapping[str, st
         table = pd.concat(found, ignore_index=True)
         work.tables["contrasts"] = table
         differences = table[table["side"].str.contains(" − ")]
-        return {"contrast": differences.iloc[0].to_dict()} if len(differences) else {}
+        judged = differences[differences["side"].str.contains("bootstrap")]
+        first = judged if len(judged) else differences
+        return {"contrast": first.iloc[0].to_dict()} if len(first) else {}
     work.absent["contrasts"] = "no other model (--contrast) and no reference corpus (--reference) given"
     return {}
 

@@ -71,6 +71,9 @@ class Sample:
         beside = [c for c in (_controls.TYPICALITY, _controls.MAX_COSINE) if c in frame.columns and c != name]
         columns = list(dict.fromkeys([*chosen.names, *beside]))
         values = {c: tables.numbers(frame[c], c, files["density"]) for c in columns}
+        for c in [c for c in _controls.COUNTS if c in values and not (values[c] < 0).any()]:
+            values[c] = np.log1p(values[c])
+            counts.setdefault("log_counts", []).append(c)
         # A column that nobody asked for and that is empty must not cost rows.
         for c in [c for c in beside if c not in chosen.names and not np.isfinite(values[c]).any()]:
             del values[c]

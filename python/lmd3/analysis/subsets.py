@@ -14,6 +14,8 @@ import pandas as pd
 from scipy import special, stats
 
 from lmd3 import study_files as _files
+from lmd3.analysis.few_clusters import FEW, effective_clusters
+from lmd3.analysis.inference import decide, sandwich
 from lmd3.analysis.multiplicity import by_fdr
 from lmd3.analysis.slope import (
     Data,
@@ -27,6 +29,8 @@ from lmd3.errors import WorkError
 
 #: A group of a smaller mean share than this is not looked at: its shares are all but constant.
 LEAST_SHARE = 1e-4
+#: Draws of the bootstraps of few clusters.
+DRAWS = 1_999
 #: Groups looked at, those of the largest mean share.
 MOST = 40
 
@@ -107,6 +111,19 @@ def _judged(
     return estimate, error, p, estimate - half, estimate + half
 
 
+def few(of: Slope, clusters: np.ndarray) -> bool:
+    """Whether a bootstrap must judge this slope."""
+    return effective_clusters(of, clusters) < FEW
+
+
+def _by_rule(
+    of: Slope, x: np.ndarray, clusters: np.ndarray, draws: int, seed: int
+) -> tuple[float, float, float, float, float]:
+    """(estimate, error, p, low, high) by the rule for few clusters, the interval from its critical value."""
+    judged = decide(of, x, sandwich(of, clusters), clusters, draws, seed, intervals=False).estimate
+    return judged.estimate, judged.std_error, judged.p_value, judged.ci_low, judged.ci_high
+
+
 def _per_sd(x: np.ndarray) -> np.ndarray | None:
     sd = float(x.std(ddof=1))
     if not sd > 1e-12 * max(1.0, float(np.abs(x).max())):
@@ -115,7 +132,13 @@ def _per_sd(x: np.ndarray) -> np.ndarray | None:
 
 
 def evidence(
-    data: Data, controls: np.ndarray, sums: Sums, clusters: np.ndarray | None, taken: int = MOST
+    data: Data,
+    controls: np.ndarray,
+    sums: Sums,
+    clusters: np.ndarray | None,
+    taken: int = MOST,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The ranked table of groups.
 
@@ -130,6 +153,8 @@ def evidence(
         sums: from `sums_of`, of the same rows.
         clusters: codes, or None.
         taken: groups looked at, at most.
+        draws: of the bootstraps that judge a slope where clusters are few.
+        seed: of the draws.
     """
     shares = sums.shares
     mean = shares.mean(axis=0)
@@ -161,6 +186,10 @@ def evidence(
                 found = _judged(
                     float(joint.coefficients[at]), float(np.sqrt(covariance[at, at])), joint, clusters
                 )
+                if clusters is not None and few(joint, clusters):
+                    # The slope judged is that of the last column.
+                    last = np.column_stack([np.delete(x, at, axis=1), x[:, at]])
+                    found = _by_rule(slope(data, last), last, clusters, draws, seed)
                 rows[g] |= dict(
                     zip(("estimate", "std_error", "p_value", "ci_low", "ci_high"), found, strict=True)
                 )
@@ -176,10 +205,14 @@ def evidence(
         try:
             of = slope(data, np.column_stack([base, x]))
             before = slope(data, base).quality
+            if clusters is not None and few(of, clusters):
+                found = _by_rule(of, np.column_stack([base, x]), clusters, draws, seed)
+            else:
+                found = _test(of, clusters)
         except (WorkError, np.linalg.LinAlgError):
             continue
         keys = ("estimate", "std_error", "p_value", "ci_low", "ci_high")
-        rows[g] |= {f"change_{k}": v for k, v in zip(keys, _test(of, clusters), strict=True)}
+        rows[g] |= {f"change_{k}": v for k, v in zip(keys, found, strict=True)}
         rows[g]["r_squared_gain"] = max(0.0, of.quality - before)
     names = list(_files.SUBSETS.names)
     table = pd.DataFrame(list(rows.values())).reindex(columns=names)

@@ -255,6 +255,8 @@ def cautions(facts: Mapping[str, Any]) -> list[str]:
             f"Not controlled for, because not given: {listed([name(c) for c in facts['controls_missing']])}."
         )
     for control, why in facts["controls_left_out"].items():
+        if control == "duplicates" and why == "the same for all queries":
+            continue  # no query has a copy in the corpus: nothing to mind
         if why != "a linear combination of the other controls":
             out.append(f"{name(control)} was left out: {why}.")
     if of["clusters"] is None:

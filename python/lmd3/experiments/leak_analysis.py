@@ -28,6 +28,7 @@ from lmd3 import experiment_files as files
 from lmd3.analysis import intervention
 from lmd3.analysis.assignment import Cell, Design, Exposure, Variants
 from lmd3.analysis.intervention import Outcome, Randomisation
+from lmd3.analysis.words import p_value
 from lmd3.experiments.leak_density import load_exposures
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import read_json, write_json, write_parquet
@@ -268,7 +269,7 @@ def verdicts(frames: dict[str, pd.DataFrame], summary: dict[str, Any]) -> dict[s
     said["B"] = (
         f"Performance {'follows' if follows else 'is not seen to follow'}: Δ {outcome} against the untreated"
         f" of the block is {effects}; {overall['estimate']:+.3f} [{overall['ci_low']:+.3f},"
-        f" {overall['ci_high']:+.3f}] per unit of log density, R² {overall['r_squared']:.2f}; p = {p:.4f} by"
+        f" {overall['ci_high']:+.3f}] per unit of log density, R² {overall['r_squared']:.2f}; {p_value(p)} by"
         f" {summary['replays']} replayed assignments."
     )
     within = slopes[(slopes["model"] == "within cells") & (slopes["sample"] == "all")]
@@ -277,7 +278,7 @@ def verdicts(frames: dict[str, pd.DataFrame], summary: dict[str, Any]) -> dict[s
         more = w["p_value"] <= 0.05 and w["estimate"] < 0
         said["beyond dose"] = (
             f"Within dose × kind log density {'says' if more else 'is not seen to say'} more than the label:"
-            f" {w['estimate']:+.3f} [{w['ci_low']:+.3f}, {w['ci_high']:+.3f}], p = {w['p_value']:.3f}."
+            f" {w['estimate']:+.3f} [{w['ci_low']:+.3f}, {w['ci_high']:+.3f}], {p_value(w['p_value'])}."
         )
     spill = frames["spillover"]
     if len(spill):
@@ -285,7 +286,7 @@ def verdicts(frames: dict[str, pd.DataFrame], summary: dict[str, Any]) -> dict[s
         s = spill.iloc[0]
         said["spillover"] = (
             f"Spillover {'is seen' if s['p_value'] <= 0.05 else 'is not seen'} among the {s['n']} items"
-            f" {s['focal']}: p = {s['p_value']:.3f} by replays (the naive p-value, which takes their"
+            f" {s['focal']}: {p_value(s['p_value'])} by replays (the naive p-value, which takes their"
             f" exposure for random, is {s['naive_p_value']:.2g})."
         )
     null = tests[tests["outcome"] == f"placebo:{outcome}"]

@@ -374,7 +374,9 @@ def _measured(facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[tuple[st
         model = f", encoded by {encoder.get('model') or encoder.get('kind')}" if encoder else ""
         rows.append(("Training data", f"{store['n']:,} texts{model}"))
     held = [words.name(c) for c in of["controls"]] + (["group effects"] if of["form"] == "within" else [])
-    rows.append(("Held fixed", words.listed(held) or "nothing"))
+    logs = [words.name(c) for c in counts.get("log_counts", []) if c in of["controls"]]
+    note = f" ({words.listed(logs)} as log(1 + count))" if logs else ""
+    rows.append(("Held fixed", (words.listed(held) or "nothing") + note))
     rows.append(("Errors", _errors(facts)))
     rows.append(
         (
