@@ -156,11 +156,14 @@ def row_ids(frame: pd.DataFrame, name: str | None, file: str | None = None) -> l
     missing = np.flatnonzero(values.isna().to_numpy())
     if len(missing):
         raise ColumnError(f"no id in column {name!r}", file=file, row=int(missing[0]))
-    return [str(value) for value in values]
+    # Strings of Arrow are slow one by one.
+    return [str(value) for value in values.to_numpy(dtype=object)]
 
 
 def refuse_duplicates(ids: Sequence[str], file: str | None = None, what: str = "id") -> None:
     """Raises `DuplicateIdError`, with the row of the second of them, where an id occurs twice."""
+    if len(set(ids)) == len(ids):
+        return
     seen: dict[str, int] = {}
     for row, name in enumerate(ids):
         first = seen.setdefault(name, row)

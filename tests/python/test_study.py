@@ -81,6 +81,44 @@ def test_from_texts_and_a_table(folder: Path, capsys: pytest.CaptureFixture[str]
     assert run([*line, "--controls", "none", "--force"], capsys)["steps_done"] == ["analysis", "report"]
 
 
+def test_a_negative_control_and_a_reference(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--outcome-id", "name", "--outcome-value", "loss", "--bandwidth", "0.5", "--controls", "none"]
+    line = arguments(folder, str(folder / "outcomes.csv"), *given, "--negative-control")
+    result = run(line, capsys)
+    assert "random" in result["steps_done"]
+    noise = result["summary"]["negative_controls"]["random_embedding"]
+    slope = result["summary"]["primary"]["estimate"]
+    # Among vectors that mean nothing there is nothing to find.
+    assert noise["draws"] == 20 and noise["low"] < 0 < noise["high"] and slope < noise["low"]
+    assert noise["observed"] == pytest.approx(slope)
+    draws = pq.read_table(folder / "study" / "random.parquet")
+    assert draws.num_rows == 20 * 150 and set(draws.column_names) == {"id", "draw", "log_density"}
+    assert "Random embedding" in (folder / "study" / "report.html").read_text(encoding="utf-8")
+    # A reference corpus, as texts: encoded by the corpus's own model, at the same bandwidth.
+    random = np.random.default_rng(1)
+    lines = [json.dumps({"body": " ".join(f"c{n}" for n in random.integers(0, 40, 12))}) for _ in range(300)]
+    (folder / "other.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    contrasted = run(
+        arguments(folder, str(folder / "outcomes.csv"), *given, "--reference", str(folder / "other.jsonl")),
+        capsys,
+    )
+    assert contrasted["steps_done"] == ["reference", "analysis", "report"]
+    of = contrasted["summary"]["primary"]
+    assert of["predictor"] == "log_density_less_reference" and of["estimate"] < 0
+    sides = pq.read_table(folder / "study" / "analysis" / "contrasts.parquet").to_pandas().set_index("side")
+    assert set(sides.index) == {"density less reference", "density alone"}
+    assert sides.loc["density alone", "estimate"] == pytest.approx(slope)
+    points = pq.read_table(folder / "study" / "analysis" / "points.parquet").to_pandas().set_index("id")
+    parts = {
+        name: pq.read_table(folder / "study" / name / "density.parquet").to_pandas().set_index("id")
+        for name in ("density", "reference")
+    }
+    difference = parts["density"]["log_density"] - parts["reference"]["log_density"]
+    np.testing.assert_allclose(points["predictor"], difference.reindex(points.index))
+    page = (folder / "study" / "report.html").read_text(encoding="utf-8")
+    assert "log density less reference" in page and "density alone" in page
+
+
 def test_the_density_step_continues_from_its_partial_files(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,7 +168,7 @@ def _of_density(
     for name in ("id", "kernel", "bandwidth", "log_density"):
         tables.column(density, name, file)
     whole = density[density["group"].isna()] if "group" in density.columns else density
-    ids = list(dict.fromkeys(whole["id"].astype(str)))
+    ids = list(dict.fromkeys(_strings(whole["id"])))
     frame = pd.DataFrame({"id": ids})
     if queries is not None:
         queries = queries.assign(id=tables.row_ids(queries, "id", file))
@@ -184,7 +184,7 @@ def _of_density(
     specifications, ess, errors = [], [], []
     for kernel, h, rule in _order(whole, run, bandwidth, file):
         rows = whole[(whole["kernel"] == kernel) & (whole["bandwidth"] == h)]
-        rows = rows.assign(id=rows["id"].astype(str))
+        rows = rows.assign(id=_strings(rows["id"]))
         tables.refuse_duplicates(list(rows["id"]), file, f"at bandwidth {h:g}, id")
         specification = Specification(predictor, kernel, h, rule)
         by_id = rows.set_index("id")
@@ -238,14 +238,20 @@ def less_reference(of: Predictors, reference: Predictors, name: str | None = Non
     return replace(of, frame=frame, specifications=named, errors=errors, density=None)
 
 
+def _strings(values: pd.Series[Any]) -> list[str]:
+    """Values as strings of Python: those of Arrow are slow one by one."""
+    return [str(v) for v in values.to_numpy(dtype=object)]
+
+
 def _order(
     whole: pd.DataFrame, run: Mapping[str, Any], wanted: Sequence[float | str] | None, file: str | None
 ) -> list[tuple[str, float, str | None]]:
     """(kernel, bandwidth, rule) of a density table, the primary one first."""
     has_rule = "rule" in whole.columns
     there: dict[tuple[str, float], str | None] = {}
-    columns = [whole["kernel"], whole["bandwidth"], whole["rule"] if has_rule else whole["kernel"]]
-    for kernel, h, rule in dict.fromkeys(zip(*columns, strict=True)):
+    different = whole[["kernel", "bandwidth", *(["rule"] if has_rule else [])]].drop_duplicates()
+    columns = [different["kernel"], different["bandwidth"], different["rule" if has_rule else "kernel"]]
+    for kernel, h, rule in zip(*columns, strict=True):
         there.setdefault((str(kernel), float(h)), str(rule) if has_rule and not pd.isna(rule) else None)
     order = list(there)
     # The run's own order decides; its numbers and the table's are the same doubles.
@@ -295,11 +301,11 @@ def join(
     right = tables.as_frame(outcome)
     names = right["outcome"].iloc[0]
     right = right.drop(columns=["outcome", "kind"])
-    known = set(left["id"])
-    scored = set(right["id"])
+    asked, answered = _strings(left["id"]), _strings(right["id"])
+    known, scored = set(asked), set(answered)
     unmatched = {
-        "outcomes": [i for i in right["id"] if i not in known],
-        "queries": [i for i in left["id"] if i not in scored],
+        "outcomes": [i for i in answered if i not in known],
+        "queries": [i for i in asked if i not in scored],
     }
     if len(unmatched["outcomes"]) == len(right):
         raise JoinError(
@@ -316,9 +322,10 @@ def join(
     frame = left
     if covariates is not None:
         covariates = covariates.assign(id=tables.row_ids(covariates, None, files.get("covariates")))
-        tables.refuse_duplicates(list(covariates["id"]), files.get("covariates"))
-        described = set(covariates["id"])
-        unmatched["covariates"] = [i for i in left["id"] if i in scored and i not in described]
+        described_ids = _strings(covariates["id"])
+        tables.refuse_duplicates(described_ids, files.get("covariates"))
+        described = set(described_ids)
+        unmatched["covariates"] = [i for i in asked if i in scored and i not in described]
         if not described & known & scored:
             raise JoinError(
                 "no id of the covariates is one of a query with an outcome",

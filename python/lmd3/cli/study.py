@@ -220,7 +220,8 @@ def study(
         typer.Option("--contrast", metavar="FILE", help="Another model's outcomes: the difference."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="ROWS", help="A corpus that the model never saw.")
+        Path | None,
+        typer.Option("--reference", metavar="CORPUS", help="Texts or rows that the model never saw."),
     ] = None,
     adjust: Annotated[
         Path | None, typer.Option("--adjust", metavar="FILE", help="A causal graph or a list of controls.")
@@ -262,7 +263,6 @@ def study(
     from lmd3.outcomes import choose_outcome
     from lmd3.performance.eval_logs import files_of
     from lmd3.results import DensityTable
-    from lmd3.store import open_store
 
     prepare_output(out, force=out.is_dir())
     memory = parse_bytes(max_memory)
@@ -370,7 +370,8 @@ def study(
             pq.read_table(score_file),
             DensityTable.load(out / "density"),
             covariates=beside,
-            files={"outcomes": outcomes, "queries": str(test.rows)},
+            files={"outcomes": outcomes, "queries": str(test.rows)}
+            | ({} if contrast is None else {"contrast": str(contrast)}),
             contrast=None
             if contrast is None
             else read_outcomes(str(contrast), id=outcome_id, value=outcome_value, outcome=None),
@@ -388,9 +389,12 @@ def study(
         pq.write_table(table, out / "support.parquet")
 
     def score_reference() -> None:
-        table = fixed(open_store(existing(str(reference)))).density(
-            test.open(), neighbors=1, normalize=normalize, progress=progress
-        )
+        assert reference is not None
+        beside = _Side.of(reference, out / "reference.lmd3", text=corpus_text or text, id=None, group=None)
+        if beside.is_texts:
+            lmd3.encode_queries(beside.texts(), train.open(), beside.rows, force=True, progress=progress)
+        rows = beside.open()
+        table = fixed(rows).density(test.open(), neighbors=1, normalize=normalize, progress=progress)
         table.save(out / "reference")
 
     def score_random() -> None:

@@ -224,7 +224,7 @@ def _figures(parts: StudyFiles) -> dict[str, Any]:
     }
     for name, (source, draw) in further.items():
         table = parts.table(source)
-        drawn[name] = None if table is None else draw(table)
+        drawn[name] = None if table is None or (name == "shapley" and len(table) < 2) else draw(table)
     return drawn
 
 

@@ -470,7 +470,11 @@ def contrasts(table: pd.DataFrame) -> Figure | None:
     if rows.empty:
         return None
     scale = label(", ".join(dict.fromkeys(map(str, rows["scale"]))))
-    return estimates(rows, [str(side) for side in rows["side"]], f"slope ({scale})")
+    several = rows["scale"].nunique() > 1
+    names = [
+        f"{s} ({scale})" if several else str(s) for s, scale in zip(rows["side"], rows["scale"], strict=True)
+    ]
+    return estimates(rows, names, f"slope ({scale})")
 
 
 def paired(facts: Mapping[str, Any], table: pd.DataFrame) -> Figure | None:
