@@ -250,14 +250,14 @@ def cautions(facts: Mapping[str, Any]) -> list[str]:
     of, counts = facts["primary"], facts["counts"]
     what = name(of["predictor"])
     out = []
-    if facts["controls_missing"]:
-        out.append(
-            f"Not controlled for, because not given: {listed([name(c) for c in facts['controls_missing']])}."
-        )
+    empty = [c for c, why in facts["controls_left_out"].items() if why == "no values"]
+    absent = list(dict.fromkeys([*facts["controls_missing"], *empty]))
+    if absent:
+        out.append(f"Not controlled for, because not given: {listed([name(c) for c in absent])}.")
     for control, why in facts["controls_left_out"].items():
         if control == "duplicates" and why == "the same for all queries":
             continue  # no query has a copy in the corpus: nothing to mind
-        if why != "a linear combination of the other controls":
+        if why not in ("a linear combination of the other controls", "no values"):
             out.append(f"{name(control)} was left out: {why}.")
     if of["clusters"] is None:
         out.append(

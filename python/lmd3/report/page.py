@@ -25,6 +25,7 @@ _MODELS = {
     "headline": "headline model",
     "headline_sandwich": "… with sandwich errors",
     "headline_cr2": "… with CR2 errors",
+    "headline_cr2_linear": "… as a linear probability, CR2 errors",
     "headline_hc": "… with errors of single queries",
     "headline_clustered": "… clustered by group",
     "headline_linear": "… as a linear probability",
