@@ -755,8 +755,8 @@ def _contrasted(work: _Work, clusters: np.ndarray | None, files: Mapping[str, st
         work.tables["contrasts"] = table
         differences = table[table["side"].str.contains(" − ")]
         judged = differences[differences["side"].str.contains("bootstrap")]
-        first = judged if len(judged) else differences
-        return {"contrast": first.iloc[0].to_dict()} if len(first) else {}
+        chosen = judged if len(judged) else differences
+        return {"contrast": chosen.iloc[0].to_dict()} if len(chosen) else {}
     work.absent["contrasts"] = "no other model (--contrast) and no reference corpus (--reference) given"
     return {}
 
