@@ -24,7 +24,10 @@ from lmd3.store import Store, open_store
 __all__ = ["FaissNeighbors", "Index", "NeighborProvider", "UsearchNeighbors", "default_path"]
 
 #: Element types of the copy of the rows.
-DTYPES = ("float16", "int8")
+DTYPES = ("float32", "float16", "int8")
+
+#: The element type that keeps rows of another one bit for bit (bytes of 0 to 255 are exact in float16).
+_EXACT = {"float16": "float16", "int8": "int8", "uint8": "float16"}
 
 _STAGES = ("train", "assign", "spread", "gather", "measure")
 
@@ -109,9 +112,9 @@ class Index:
             store: the rows.
             path: the folder to make; by default beside the store (`default_path`).
             lists: number of lists; by default √(2n).
-            dtype: element type of its copy of the rows: "float16" or "int8"; by default that of the store
-                where it is one of them (then the copy is bit for bit the store's), else float16. int8 halves
-                the size of float16 and its error in the log density is that of an int8 store.
+            dtype: element type of its copy of the rows: "float32", "float16" or "int8"; by default that of the
+                store (float32 for bfloat16), so that the copy holds the store's very numbers. A smaller type
+                takes half or a quarter of the space; what it rounds enters the standard errors.
             seed: seed of all draws.
             threads: None takes all cores.
             max_memory: bytes to hold to beside the page cache.
@@ -356,7 +359,7 @@ def _build(
                 target,
                 fingerprint=store.fingerprint,
                 lists=lists or 0,
-                dtype=dtype or (store.dtype if store.dtype in DTYPES else "float16"),
+                dtype=dtype or _EXACT.get(store.dtype, "float32"),
                 seed=seed,
                 groups=len(store.groups),
                 threads=threads or 0,
@@ -372,8 +375,9 @@ def _build(
 
 def route_rows(
     store: Store, partial: Path, start: int, end: int, threads: int | None = None
-) -> NDArray[np.uint32]:
-    """The lists of rows [start, end) of a store by the tree of an unfinished build, (end − start,) uint32."""
+) -> NDArray[np.uint64]:
+    """The routes of rows [start, end) of a store by the tree of an unfinished build, (end − start,) uint64: the
+    centroid, and in the upper half the bits of the squared distance to it in single precision."""
     source = store.array if store.native is None else store.native
     assert source is not None
     return _lmd3.route_rows(source, partial, start, end, threads or 0)

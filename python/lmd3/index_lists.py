@@ -91,7 +91,7 @@ class Lists:
     def _owners(self) -> list[Owner]:
         """From which file each row is taken; the first rows may be those of a local build that was killed."""
         joined = self.partial / JOINED
-        rows = joined.stat().st_size // 4 if joined.exists() else 0
+        rows = joined.stat().st_size // 8 if joined.exists() else 0
         rows = rows if rows == self.store.n else min(rows, self.store.n) // _STEP * _STEP
         return owners([File(joined, 0, rows), *self._files()])
 
@@ -178,18 +178,18 @@ class Lists:
         shutil.rmtree(self.partial / FOLDER, ignore_errors=True)
 
     def _lists(self, owner: Owner) -> bytes:
-        """The lists that are taken from a file, 4 bytes a row, little-endian."""
+        """The lists that are taken from a file, 8 bytes a row, little-endian."""
         file = owner.file
         if file.path.name == JOINED:
             with file.path.open("rb") as joined:
-                joined.seek(4 * owner.start)
-                return joined.read(4 * (owner.end - owner.start))
+                joined.seek(8 * owner.start)
+                return joined.read(8 * (owner.end - owner.start))
         part = load_part(file.path, self.configuration)
         if part is None:
             raise VerificationError(
                 "a damaged file of lists", file=str(file.path), remedy="give the same command again"
             )
-        return part["lists"][owner.start - file.start : owner.end - file.start].astype("<u4").tobytes()
+        return part["lists"][owner.start - file.start : owner.end - file.start].astype("<u8").tobytes()
 
 
 # --- the work of a task ---

@@ -33,29 +33,93 @@ pub(super) fn derivatives(kernel: &ScaledKernel, u: f64) -> (f64, f64, f64) {
 pub(super) struct Prediction {
     /// Logarithm of μ, the mean weight: the constant of the control variate.
     pub log_mu: f64,
-    /// g′: the slope of the control variate is g′ μ.
-    pub slope: f64,
     /// Logarithm of the root mean square of what the control variate leaves.
     pub log_residual: f64,
+    /// Whether that is a guess at the nearest few rows.
+    pub tail: bool,
 }
 
-/// Lognormal moments of k where D² has the mean `u` and the variance `v`.
+/// log μ, and g′: the slope of the control variate is g′ μ. The lognormal mean of k where D² has the mean `u` and the variance `v`.
 #[inline]
-pub(super) fn predict(kernel: &ScaledKernel, u: f64, v: f64) -> Prediction {
+pub(super) fn mean(kernel: &ScaledKernel, u: f64, v: f64) -> (f64, f64) {
     let (g, g1, g2) = derivatives(kernel, u.max(1e-12));
-    let spread = v * g1 * g1;
+    ((g + 0.5 * (v * g1 * g1).min(3.0) + 0.5 * v * g2).min(0.0), g1)
+}
+
+/// Moments of k over the rows of a list where D² has the mean `u`, the variance `v` and the lower bound `least`; `log_n` is the
+/// logarithm of their number.
+///
+/// A lognormal's square is decided by D² about 2·v·|g′| below the mean. Where n rows do not reach so far, its moments are
+/// those of rows that do not exist; what is left then is one row of the n at the edge they do reach, u − √(2 ln n · v), or at the bound.
+#[inline]
+pub(super) fn predict(
+    kernel: &ScaledKernel,
+    u: f64,
+    v: f64,
+    least: impl FnOnce() -> f64,
+    log_n: f64,
+) -> Prediction {
+    let (g, g1, g2) = derivatives(kernel, u.max(1e-12));
+    let t = v * g1 * g1;
     let curve = 0.5 * v * g2;
-    let t = spread.min(6.0);
-    let log_mu = (g + 0.5 * spread.min(3.0) + curve).min(0.0);
-    let log_mu_t = (g + 0.5 * t + curve).min(0.0);
-    // expm1(t) − t without cancellation.
-    let rest = if t < 1e-2 { t * t * (0.5 + t / 6.0) } else { t.exp_m1() - t };
-    Prediction { log_mu, slope: g1, log_residual: log_mu_t + 0.5 * (rest + 0.003).ln() }
+    let log_mu = (g + 0.5 * t.min(3.0) + curve).min(0.0);
+    let tail = t > (TAIL * log_n).clamp(1.0, REACH);
+    let log_residual = if !tail {
+        (g + 0.5 * t + curve).min(0.0) + rest(t)
+    } else {
+        let edge = (u - (2.0 * log_n * v).sqrt()).max(least()).max(1e-12);
+        derivatives(kernel, edge).0 - 0.5 * log_n
+    };
+    Prediction { log_mu, log_residual, tail }
+}
+
+/// A list is in that state where the variance of log k exceeds this share of ln n. (At ½ the edge is where a lognormal's square
+/// is decided; rows of text crowd nearer to a query than normal D² would, so the edge rules a little earlier.)
+const TAIL: f64 = 0.35;
+
+/// Largest variance of log k that a list can show: that of 10⁸ rows.
+const REACH: f64 = 9.25;
+
+/// ½ log(eᵗ − 1 − t + .003) for t from 0 to `REACH`, from a table: it is asked for every list and query.
+#[inline]
+fn rest(t: f64) -> f64 {
+    const STEPS: usize = 4096;
+    static TABLE: std::sync::OnceLock<Vec<f64>> = std::sync::OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        let at = |step: usize| step as f64 * REACH / STEPS as f64;
+        // expm1(t) − t without cancellation.
+        let square = |t: f64| if t < 1e-2 { t * t * (0.5 + t / 6.0) } else { t.exp_m1() - t };
+        (0..=STEPS + 1).map(|step| 0.5 * (square(at(step)) + 0.003).ln()).collect()
+    });
+    let place = t * (STEPS as f64 / REACH);
+    let step = place as usize;
+    let share = place - step as f64;
+    table[step] + share * (table[step + 1] - table[step])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_is_the_function() {
+        for i in 0..=925 {
+            let t = f64::from(i) / 100.0;
+            let truth = 0.5 * ((t.exp_m1() - t).max(0.0) + 0.003).ln();
+            assert!((rest(t) - truth).abs() < 1e-3, "{t}");
+        }
+    }
+
+    #[test]
+    fn what_a_list_may_hide_is_at_the_edge_its_rows_reach() {
+        let kernel = ScaledKernel::new(Kernel::Gaussian, 0.1).unwrap();
+        // D² = 60 ± 10 over 200 rows: lognormal moments would be those of k > 1.
+        let found = predict(&kernel, 60.0, 100.0, || 0.0, 200.0_f64.ln());
+        let edge = 60.0 - 10.0 * (2.0 * 200.0_f64.ln()).sqrt();
+        assert!((found.log_residual - (-edge / 0.02 - 0.5 * 200.0_f64.ln())).abs() < 1e-9);
+        let bounded = predict(&kernel, 60.0, 100.0, || 50.0, 200.0_f64.ln());
+        assert!((bounded.log_residual - (-50.0 / 0.02 - 0.5 * 200.0_f64.ln())).abs() < 1e-9);
+    }
 
     #[test]
     fn derivatives_are_those_of_the_log_weight() {

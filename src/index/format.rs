@@ -2,11 +2,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `coarse.npy`, `centroids.npy`, `cells.npy` | the tree that routes vectors to lists |
+//! | `coarse.npy`, `centroids.npy`, `cells.npy`, `shells.npy` | the tree that routes vectors to lists |
 //! | `rows.npy`, `scales.npy` (int8) | all rows, those of a list side by side in random order |
 //! | `ids.npy` | the row's number in the store |
 //! | `groups.npy`, `weights.npy` | as in the store, where it has them |
-//! | `means.npy`, `moments.npy` | per list: mean row; first row, weight, mean and variance of ‖x − mean‖², Σ w² |
+//! | `means.npy`, `moments.npy` | per list: mean row; first row, weight, mean and variance of ‖x − mean‖², Σ w², smallest and largest ‖x − mean‖² |
 //! | `group_lists.npy`, `group_means.npy`, `group_moments.npy` | the same per list and group present |
 
 use std::fs::File;
@@ -22,7 +22,7 @@ use crate::store::{checksum, npy};
 pub const MANIFEST: &str = "index.json";
 
 /// The version written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest manifest that is read.
 const MAX_MANIFEST: u64 = 16 << 20;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! train    k-means on a sample                                            → coarse, centroids, cells
-//! assign   every row to its list, segment by segment; lists that came out far too large are split, and all is assigned again
+//! assign   every row to its centroid, segment by segment; those with far too many are split, and all is assigned again; then
+//!          a centroid whose rows lie at very different distances gets a list for each shell → shells
 //! spread   rows into buckets of neighbouring lists, sequentially          → a few hundred files
 //! gather   each bucket in memory: rows of a list side by side, shuffled; exact moments of the rows as they are then stored
 //! measure  how the variance of D² grows with distance; how many lists hold the nearest rows
@@ -32,13 +33,14 @@ use super::search::Searcher;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, ShardView};
 use crate::simd::Level;
-use crate::store::checksum;
+use crate::store::{checksum, npy};
 
 /// Lists by rank of nearness, as shares of their number: each bin has its own kappa.
 pub const RANKS: [f64; 5] = [0.005, 0.02, 0.08, 0.25, 1.0];
 
-/// Numbers per list in `moments.npy`: first row, rows, Σ w, mean and variance of ‖x − m‖², Σ w² relative to equal weights.
-pub const MOMENTS: usize = 6;
+/// Numbers per list in `moments.npy`: first row, rows, Σ w, mean and variance of ‖x − m‖², Σ w² relative to equal weights,
+/// smallest and largest ‖x − m‖².
+pub const MOMENTS: usize = 8;
 
 /// Sampled rows per list, at most `SAMPLE_BYTES` of them.
 const ROWS_PER_LIST: usize = 40;
@@ -66,7 +68,7 @@ pub struct BuildOptions {
     pub fingerprint: String,
     /// Lists; 0: √(2n).
     pub lists: usize,
-    /// Element type of the copy: int8 or float16.
+    /// Element type of the copy: float32, float16 or int8.
     pub dtype: Dtype,
     /// Seed.
     pub seed: u64,
@@ -180,9 +182,9 @@ pub fn build(
         return Err(Error::new(ErrorKind::Parameter, format!("an index holds up to 2^32 rows, not {n}"))
             .remedy("index parts of the store"));
     }
-    if !matches!(options.dtype, Dtype::I8 | Dtype::F16) {
+    if !matches!(options.dtype, Dtype::I8 | Dtype::F16 | Dtype::F32) {
         return Err(Error::new(ErrorKind::Dtype, format!("an index keeps no {} copy", options.dtype.name()))
-            .remedy("choose int8 or float16"));
+            .remedy("choose float32, float16 or int8"));
     }
     let partial = partial_folder(folder);
     std::fs::create_dir_all(&partial).map_err(|source| Error::io(&partial, ErrorKind::Output, &source))?;
@@ -238,12 +240,13 @@ pub fn build(
     Ok(true)
 }
 
-/// The list of each row in a range, by the tree of an unfinished build: what another machine does of the assignment. What a
-/// row gets depends on nothing but the row, the tree and the SIMD level.
+/// The route of each row in a range, by the tree of an unfinished build: what another machine does of the assignment. What a
+/// row gets depends on nothing but the row, the tree and the SIMD level. It is an entry of `lists.bin`: the centroid in the lower
+/// half, the bits of ‖x − c‖² in the upper.
 ///
 /// # Errors
 /// `Parameter`, `Format`, `NotFinite`.
-pub fn route(views: &[ShardView<'_>], partial: &Path, rows: Range<u64>, threads: usize) -> Result<Vec<u32>> {
+pub fn route(views: &[ShardView<'_>], partial: &Path, rows: Range<u64>, threads: usize) -> Result<Vec<u64>> {
     let starts = view_starts(views);
     let n: u64 = views.iter().map(|view| view.rows.len() as u64).sum();
     if rows.start > rows.end || rows.end > n {
@@ -253,7 +256,7 @@ pub fn route(views: &[ShardView<'_>], partial: &Path, rows: Range<u64>, threads:
     let tree = read_tree(partial, d, Level::current()?)?;
     let rows: Vec<u64> = rows.collect();
     super::on_threads(threads, || {
-        let parts: Vec<Result<Vec<u32>>> =
+        let parts: Vec<Result<Vec<u64>>> =
             rows.par_chunks(2048).map(|rows| route_rows(views, &starts, d, &tree, rows)).collect();
         let mut lists = Vec::with_capacity(rows.len());
         for part in parts {
@@ -263,18 +266,22 @@ pub fn route(views: &[ShardView<'_>], partial: &Path, rows: Range<u64>, threads:
     })
 }
 
-/// The lists of a few rows.
+/// The routes of a few rows.
 fn route_rows(
     views: &[ShardView<'_>],
     starts: &[u64],
     d: usize,
     tree: &Tree,
     rows: &[u64],
-) -> Result<Vec<u32>> {
+) -> Result<Vec<u64>> {
     let singles = read_rows(views, starts, d, rows.iter().copied())?;
-    let mut lists = vec![0; rows.len()];
-    tree.route(&singles, &mut lists);
-    Ok(lists)
+    let (mut lists, mut radii) = (vec![0; rows.len()], vec![0.0; rows.len()]);
+    tree.route_centroids(&singles, &mut lists, &mut radii);
+    Ok(lists
+        .iter()
+        .zip(&radii)
+        .map(|(&list, radius)| u64::from(radius.to_bits()) << 32 | u64::from(list))
+        .collect())
 }
 
 /// Rows in single precision, checked to be finite.
@@ -299,6 +306,9 @@ fn read_tree(folder: &Path, d: usize, level: Level) -> Result<Tree> {
     Tree::new(d, read("coarse.npy")?, read("centroids.npy")?, read_array(folder, "cells.npy", 1)?, level)
 }
 
+/// Bytes of an entry of `lists.bin`: centroid and distance.
+const ROUTE: usize = 8;
+
 /// Bytes of a record in a bucket beside the row itself: row, list, group, weight, scale.
 const RECORD: usize = 20;
 
@@ -312,7 +322,7 @@ impl Build<'_> {
         }
         while !self.state.assigned {
             let listed = std::fs::metadata(self.folder.join("lists.bin")).map_or(0, |facts| facts.len());
-            if self.options.pause && listed != 4 * self.n {
+            if self.options.pause && listed != ROUTE as u64 * self.n {
                 return Ok(false);
             }
             let tree = self.tree()?;
@@ -326,8 +336,7 @@ impl Build<'_> {
                 }
             }
         }
-        let tree = self.tree()?;
-        let of_row = self.read_lists()?;
+        let (tree, of_row) = self.shells()?;
         let mut counts = vec![0_u64; tree.len()];
         for &list in &of_row {
             counts[list as usize] += 1;
@@ -355,7 +364,7 @@ impl Build<'_> {
         self.save()?;
         let _ = std::fs::remove_file(place("lists.bin"));
         write_array(&place("coarse.npy"), &[tree.coarse().len() as u64 / d, d], tree.coarse())?;
-        write_array(&place("centroids.npy"), &[tree.len() as u64, d], tree.lists())?;
+        write_array(&place("centroids.npy"), &[tree.centroids() as u64, d], tree.lists())?;
         write_array(&place("cells.npy"), &[tree.cells().len() as u64], tree.cells())?;
         self.state.trees = trees + 1;
         self.save()
@@ -380,15 +389,15 @@ impl Build<'_> {
         Tree::train(&sample, self.d, lists, self.options.seed, self.level)
     }
 
-    /// Appends the list of every row to `lists.bin`.
+    /// Appends the centroid of every row and its distance to it to `lists.bin`.
     fn assign(&self, tree: &Tree) -> Result<()> {
         let path = self.folder.join("lists.bin");
         let io = |source: std::io::Error| Error::io(&path, ErrorKind::Output, &source);
         let mut file =
             File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(io)?;
-        let listed = file.metadata().map_err(io)?.len() / 4;
+        let listed = file.metadata().map_err(io)?.len() / ROUTE as u64;
         let mut done = if listed == self.n { listed } else { listed.min(self.n) / STEP * STEP };
-        file.set_len(4 * done).map_err(io)?;
+        file.set_len(ROUTE as u64 * done).map_err(io)?;
         file.seek(SeekFrom::End(0)).map_err(io)?;
         while done < self.n {
             self.progress.at(1, done)?;
@@ -398,12 +407,12 @@ impl Build<'_> {
             for start in (done..end).step_by(piece as usize) {
                 let stop = (start + piece).min(end);
                 let rows: Vec<u64> = (start..stop).collect();
-                let parts: Vec<Result<Vec<u32>>> = rows
+                let parts: Vec<Result<Vec<u64>>> = rows
                     .par_chunks(2048)
                     .map(|rows| route_rows(self.views, &self.starts, self.d, tree, rows))
                     .collect();
                 for part in parts {
-                    let bytes: Vec<u8> = part?.iter().flat_map(|list| list.to_le_bytes()).collect();
+                    let bytes: Vec<u8> = part?.iter().flat_map(|route| route.to_le_bytes()).collect();
                     file.write_all(&bytes).map_err(io)?;
                 }
             }
@@ -413,28 +422,65 @@ impl Build<'_> {
         Ok(())
     }
 
-    fn read_lists(&self) -> Result<Vec<u32>> {
+    /// Calls `take(row, centroid, ‖x − c‖²)` for every row.
+    fn routes(&self, mut take: impl FnMut(u64, u32, f32)) -> Result<()> {
         let path = self.folder.join("lists.bin");
-        let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, ErrorKind::Output, &source))?;
-        let lists: Vec<u32> = bytes
-            .chunks_exact(4)
-            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
-            .collect();
-        if lists.len() as u64 != self.n {
-            return Err(Error::new(ErrorKind::Format, "the lists of the unfinished build are damaged")
+        let mut file = File::open(&path).map_err(|source| Error::io(&path, ErrorKind::Output, &source))?;
+        let mut bytes = vec![0; ROUTE << 16];
+        let damaged = || {
+            Error::new(ErrorKind::Format, "the lists of the unfinished build are damaged")
                 .file(&path)
-                .remedy("remove the .partial folder"));
+                .remedy("remove the .partial folder")
+        };
+        let mut row = 0;
+        while row < self.n {
+            let count = ((self.n - row) as usize).min(bytes.len() / ROUTE);
+            file.read_exact(&mut bytes[..count * ROUTE]).map_err(|_| damaged())?;
+            for entry in bytes[..count * ROUTE].chunks_exact(ROUTE) {
+                let route = u64::from_le_bytes(entry.try_into().expect("chunks of eight"));
+                take(row, route as u32, f32::from_bits((route >> 32) as u32));
+                row += 1;
+            }
         }
-        Ok(lists)
+        Ok(())
+    }
+
+    /// The final tree, and the list of every row in it.
+    fn shells(&self) -> Result<(Tree, Vec<u32>)> {
+        let tree = self.tree()?;
+        let mut ends = vec![0_usize; tree.centroids() + 1];
+        self.routes(|_, centroid, _| ends[centroid as usize + 1] += 1)?;
+        for centroid in 0..tree.centroids() {
+            ends[centroid + 1] += ends[centroid];
+        }
+        let mut next = ends.clone();
+        let mut radii = vec![0.0_f32; self.n as usize];
+        self.routes(|_, centroid, radius| {
+            radii[next[centroid as usize]] = radius;
+            next[centroid as usize] += 1;
+        })?;
+        let mut parts = Vec::with_capacity(tree.centroids());
+        let mut rest = &mut radii[..];
+        for ends in ends.windows(2) {
+            let (part, after) = rest.split_at_mut(ends[1] - ends[0]);
+            parts.push(part);
+            rest = after;
+        }
+        let outer: Vec<Vec<f32>> = parts.into_par_iter().map(super::kmeans::shells).collect();
+        let flat: Vec<f32> =
+            outer.into_iter().flat_map(|cuts| cuts.into_iter().chain([f32::INFINITY])).collect();
+        drop(radii);
+        write_array(&self.folder.join("shells.npy"), &[flat.len() as u64], &flat)?;
+        let tree = tree.with_shells(flat)?;
+        let mut of_row = vec![0; self.n as usize];
+        self.routes(|row, centroid, radius| of_row[row as usize] = tree.shell(centroid, radius))?;
+        Ok((tree, of_row))
     }
 
     /// A tree in which far too large lists are split; None where there are none.
     fn split(&self, tree: &Tree) -> Result<Option<Tree>> {
-        let of_row = self.read_lists()?;
         let mut counts = vec![0_u64; tree.len()];
-        for &list in &of_row {
-            counts[list as usize] += 1;
-        }
+        self.routes(|_, list, _| counts[list as usize] += 1)?;
         let wanted = self.state.plan.as_ref().map_or(1, |plan| plan.lists);
         let typical = self.n as f64 / wanted as f64;
         let limit = (LARGEST * typical).max(16.0);
@@ -446,14 +492,14 @@ impl Build<'_> {
         let mut members: std::collections::BTreeMap<u32, Vec<u64>> =
             wide.iter().map(|&list| (list, Vec::new())).collect();
         let most = (self.options.memory / 8 / (4 * self.d) / wide.len()).clamp(64, 4096) as u64;
-        for (row, list) in of_row.iter().enumerate() {
-            if let Some(members) = members.get_mut(list) {
-                let keep = counts[*list as usize].div_ceil(most);
-                if mix(row as u64).is_multiple_of(keep) {
-                    members.push(row as u64);
+        self.routes(|row, list, _| {
+            if let Some(members) = members.get_mut(&list) {
+                let keep = counts[list as usize].div_ceil(most);
+                if mix(row).is_multiple_of(keep) {
+                    members.push(row);
                 }
             }
-        }
+        })?;
         let mut parts = Vec::new();
         for (list, rows) in members {
             let count = (counts[list as usize] as f64 / typical).round() as usize;
@@ -564,7 +610,7 @@ impl Build<'_> {
     fn gather_buckets(&mut self, counts: &[u64], ends: &[usize]) -> Result<()> {
         let (n, d, lists) = (self.n, self.d as u64, counts.len() as u64);
         let stride = self.d * self.options.dtype.size();
-        let descr = if self.options.dtype == Dtype::I8 { "|i1" } else { "<f2" };
+        let descr = npy::descr(self.options.dtype).expect("a type that NumPy has");
         let (done, pairs) = (self.state.rows, self.state.pairs);
         let place = |name: &str| self.folder.join(name);
         let plan = self.state.plan.clone().expect("a build has a plan");
@@ -639,8 +685,17 @@ impl Build<'_> {
             }
             for ((list, start, _), facts) in spans.iter().zip(&facts) {
                 means.numbers(facts.mean.iter().copied())?;
-                let [weight, tr, s4, spread] = facts.moments;
-                moments.numbers([*start as f64, counts[*list] as f64, weight, tr, s4, spread])?;
+                let [weight, tr, s4, spread, inner, outer] = facts.moments;
+                moments.numbers([
+                    *start as f64,
+                    counts[*list] as f64,
+                    weight,
+                    tr,
+                    s4,
+                    spread,
+                    inner,
+                    outer,
+                ])?;
                 self.state.sq_norm += facts.sq_norm;
                 self.state.weight += weight;
                 if let Some([of_list, of_mean, of_moments]) = &mut of_groups {
@@ -739,8 +794,10 @@ impl Build<'_> {
         }
         let per = |total: f64| if all.weight > 0.0 { total / all.weight } else { 0.0 };
         let tr = per(first);
+        let (mut inner, mut outer) = (f64::INFINITY, 0.0_f64);
         for (weight, distance) in around {
             second += weight * (distance - tr).powi(2);
+            (inner, outer) = (inner.min(distance), outer.max(distance));
         }
         let spread = if all.weight > 0.0 { weight_sq * all.n / (all.weight * all.weight) } else { 1.0 };
         let groups = groups
@@ -750,7 +807,8 @@ impl Build<'_> {
                 (code, mean, [sum.n, sum.weight, if sum.weight > 0.0 { sum.sq / sum.weight } else { 0.0 }])
             })
             .collect();
-        Facts { mean, moments: [all.weight, tr, per(second), spread], sq_norm, groups }
+        let inner = if inner.is_finite() { inner } else { 0.0 };
+        Facts { mean, moments: [all.weight, tr, per(second), spread, inner, outer], sq_norm, groups }
     }
 
     fn finish(&mut self, tree: &Tree, started: Instant) -> Result<()> {
@@ -795,6 +853,7 @@ impl Build<'_> {
             "coarse.npy",
             "centroids.npy",
             "cells.npy",
+            "shells.npy",
             "rows.npy",
             "ids.npy",
             "means.npy",
@@ -830,19 +889,25 @@ type Span<'a> = (usize, u64, &'a [(u32, u64, u32)]);
 
 struct Facts {
     mean: Vec<f32>,
-    /// Weight, mean and variance of ‖x − m‖², spread of the weights.
-    moments: [f64; 4],
+    /// Weight, mean and variance of ‖x − m‖², spread of the weights, smallest and largest ‖x − m‖².
+    moments: [f64; 6],
     sq_norm: f64,
     groups: Vec<(u32, Vec<f32>, [f64; 3])>,
 }
 
 fn decode_row(bytes: &[u8], dtype: Dtype, scale: f32, row: &mut [f32]) {
-    if dtype == Dtype::I8 {
-        row.iter_mut().zip(bytes).for_each(|(x, byte)| *x = f32::from(byte.cast_signed()) * scale);
-    } else {
-        row.iter_mut()
+    match dtype {
+        Dtype::I8 => {
+            row.iter_mut().zip(bytes).for_each(|(x, byte)| *x = f32::from(byte.cast_signed()) * scale);
+        }
+        Dtype::F32 => row
+            .iter_mut()
+            .zip(bytes.chunks_exact(4))
+            .for_each(|(x, word)| *x = f32::from_le_bytes([word[0], word[1], word[2], word[3]])),
+        _ => row
+            .iter_mut()
             .zip(bytes.chunks_exact(2))
-            .for_each(|(x, bytes)| *x = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32());
+            .for_each(|(x, bytes)| *x = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()),
     }
 }
 
@@ -871,6 +936,11 @@ impl Converted {
         }
         rows.read_f32(i, &mut self.row);
         let mut scale = 1.0;
+        self.rounding = 0.0;
+        if self.dtype == Dtype::F32 {
+            self.bytes.extend(self.row.iter().flat_map(|x| x.to_le_bytes()));
+            return Ok(scale);
+        }
         if self.dtype == Dtype::I8 {
             let largest = self.row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             scale = largest / 127.0;
@@ -939,15 +1009,15 @@ fn kappa(index: &Index, queries: &[f32]) -> Result<Vec<f64>> {
         let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / (n - 1.0);
         let unit = 4.0 * to_mean * lists[list].tr / d as f64;
-        if unit > 0.0 {
-            sums[bin].0 += (variance - lists[list].s4) / unit;
-            sums[bin].1 += 1.0;
-        }
+        // Sums of both, so that lists near the query, whose unit is small, count for little: their mean of ratios is noise.
+        sums[bin].0 += variance - lists[list].s4;
+        sums[bin].1 += unit;
     }
     // A bin without lists (there are few) takes its neighbour's.
     let mut table: Vec<f64> = sums
         .iter()
-        .map(|&(sum, count)| if count > 0.0 { (sum / count).max(0.0) } else { f64::NAN })
+        // The covariance of a list has no direction with more than all of tr.
+        .map(|&(sum, units)| if units > 0.0 { (sum / units).clamp(0.0, d as f64) } else { f64::NAN })
         .collect();
     for bin in (0..table.len() - 1).rev() {
         if table[bin].is_nan() {

@@ -1,5 +1,8 @@
 //! Seeded k-means in two levels, and the assignment it leads to: a vector goes to the nearest list centroid among those
 //! of the few nearest coarse cells. The route is a function of the vector alone, so an exact copy of a row takes the row's own route.
+//!
+//! Rows at very different distances from one centroid (a dense core and what strayed to it) are kept in lists of their own:
+//! *shells*, told apart by the distance alone. The moments of either then describe it, where those of both together describe neither.
 
 use rayon::prelude::*;
 
@@ -69,13 +72,17 @@ impl Packed {
     }
 }
 
-/// Lists under coarse cells: `cells[j]..cells[j + 1]` are the lists of cell j.
+/// Centroids under coarse cells: `cells[j]..cells[j + 1]` are those of cell j. Each has one list, or one for each shell.
 #[derive(Clone, Debug)]
 pub struct Tree {
     d: usize,
     coarse: Vec<f32>,
     lists: Vec<f32>,
     cells: Vec<u32>,
+    /// First list of each centroid, and the number of lists at the end.
+    first: Vec<u32>,
+    /// Largest ‖x − c‖² of each list; +∞ for the outermost of a centroid.
+    outer: Vec<f32>,
     packed_coarse: Packed,
     packed_cells: Vec<Packed>,
     level: Level,
@@ -101,12 +108,58 @@ impl Tree {
             .map(|ends| Packed::new(&lists[ends[0] as usize * d..ends[1] as usize * d], d, level))
             .collect();
         let packed_coarse = Packed::new(&coarse, d, level);
-        Ok(Self { d, coarse, lists, cells, packed_coarse, packed_cells, level })
+        let count = lists.len() / d;
+        let (first, outer) = ((0..=count as u32).collect(), vec![f32::INFINITY; count]);
+        Ok(Self { d, coarse, lists, cells, first, outer, packed_coarse, packed_cells, level })
+    }
+
+    /// The same centroids with shells: the largest ‖x − c‖² of each list, ascending for each centroid and ending with +∞.
+    ///
+    /// # Errors
+    /// `Format` where they are not so.
+    pub fn with_shells(mut self, outer: Vec<f32>) -> Result<Self> {
+        let mut first = vec![0_u32];
+        let mut ascending = true;
+        for (at, &radius) in outer.iter().enumerate() {
+            let begins = at == first[first.len() - 1] as usize;
+            ascending &= radius >= 0.0 && (begins || radius > outer[at - 1]);
+            if radius == f32::INFINITY {
+                first.push(at as u32 + 1);
+            }
+        }
+        let complete = first.last() == Some(&(outer.len() as u32)) && first.len() == self.first.len();
+        if !ascending || !complete {
+            return Err(Error::new(ErrorKind::Format, "the shells of the index do not fit its centroids"));
+        }
+        (self.first, self.outer) = (first, outer);
+        Ok(self)
     }
 
     /// Number of lists.
     pub fn len(&self) -> usize {
+        self.outer.len()
+    }
+
+    /// Number of centroids.
+    pub fn centroids(&self) -> usize {
         self.lists.len() / self.d
+    }
+
+    /// First list of each centroid, and the number of lists at the end.
+    pub fn first(&self) -> &[u32] {
+        &self.first
+    }
+
+    /// Largest ‖x − c‖² of each list.
+    pub fn outer(&self) -> &[f32] {
+        &self.outer
+    }
+
+    /// The list of a row by its centroid and ‖x − c‖².
+    pub fn shell(&self, centroid: u32, radius: f32) -> u32 {
+        let shells = self.first[centroid as usize]..self.first[centroid as usize + 1];
+        let inside = |list: &u32| radius <= self.outer[*list as usize];
+        shells.clone().find(inside).unwrap_or(shells.end - 1)
     }
 
     /// Whether there are no lists: never.
@@ -114,7 +167,7 @@ impl Tree {
         self.lists.is_empty()
     }
 
-    /// Centroids of the lists, row-major.
+    /// Centroids, row-major.
     pub fn lists(&self) -> &[f32] {
         &self.lists
     }
@@ -124,19 +177,29 @@ impl Tree {
         &self.coarse
     }
 
-    /// First list of each cell, and the number of lists at the end.
+    /// First centroid of each cell, and the number of centroids at the end.
     pub fn cells(&self) -> &[u32] {
         &self.cells
     }
 
     /// The list of each row.
     pub fn route(&self, rows: &[f32], out: &mut [u32]) {
-        for (rows, out) in rows.chunks(TILE * self.d).zip(out.chunks_mut(TILE)) {
-            self.route_tile(rows, out);
+        let mut radii = vec![0.0; out.len()];
+        self.route_centroids(rows, out, &mut radii);
+        for (out, &radius) in out.iter_mut().zip(&radii) {
+            *out = self.shell(*out, radius);
         }
     }
 
-    fn route_tile(&self, rows: &[f32], out: &mut [u32]) {
+    /// The centroid of each row and ‖x − c‖², as single precision has it.
+    pub fn route_centroids(&self, rows: &[f32], out: &mut [u32], radii: &mut [f32]) {
+        let tiles = rows.chunks(TILE * self.d).zip(out.chunks_mut(TILE));
+        for ((rows, out), radii) in tiles.zip(radii.chunks_mut(TILE)) {
+            self.route_tile(rows, out, radii);
+        }
+    }
+
+    fn route_tile(&self, rows: &[f32], out: &mut [u32], radii: &mut [f32]) {
         let (d, n) = (self.d, out.len());
         let mut dots = Vec::new();
         let mut nearest = vec![[(f32::INFINITY, u32::MAX); PROBES]; n];
@@ -172,21 +235,23 @@ impl Tree {
                 }
             });
         }
-        for (out, (_, list)) in out.iter_mut().zip(best) {
+        self.level.sq_norms(rows, d, radii);
+        for ((out, radius), (half, list)) in out.iter_mut().zip(radii).zip(best) {
             *out = if list == u32::MAX { 0 } else { list };
+            *radius = (*radius + 2.0 * half).max(0.0);
         }
     }
 
-    /// Routes many rows on all threads of the current pool.
+    /// Centroids of many rows, on all threads of the current pool.
     pub fn route_all(&self, rows: &[f32]) -> Vec<u32> {
         let mut out = vec![0; rows.len() / self.d];
         out.par_chunks_mut(TILE)
             .zip(rows.par_chunks(TILE * self.d))
-            .for_each(|(out, rows)| self.route_tile(rows, out));
+            .for_each(|(out, rows)| self.route_tile(rows, out, &mut vec![0.0; out.len()]));
         out
     }
 
-    /// Splits lists into several each: (list, rows that stand for its members, number of parts). Lists whose members are
+    /// Splits centroids into several each: (centroid, rows that stand for its members, number of parts). Those whose members are
     /// all alike stay whole.
     pub fn split(&self, wide: &[(u32, Vec<f32>, usize)], seed: u64) -> Result<Self> {
         let mut parts: std::collections::BTreeMap<u32, Vec<f32>> = std::collections::BTreeMap::new();
@@ -280,6 +345,48 @@ impl Tree {
         }
         Ok(tree)
     }
+}
+
+/// Radii (‖x − c‖²) that cut the rows of a centroid into shells, given theirs: the outer radius of each but the last.
+///
+/// A cut is made where it parts the logarithms best, if the parts' geometric means then differ by more than `RATIO`: rows spread
+/// evenly in more than a few dimensions lie at like distances and are not cut.
+pub fn shells(radii: &mut [f32]) -> Vec<f32> {
+    /// A centroid has at most so many.
+    const MOST: usize = 4;
+    const RATIO: f64 = 4.0;
+    radii.sort_unstable_by(f32::total_cmp);
+    let mean = radii.iter().map(|&r| f64::from(r)).sum::<f64>() / radii.len().max(1) as f64;
+    let logs: Vec<f64> = radii.iter().map(|&r| (f64::from(r) + 1e-6 * mean + 1e-30).ln()).collect();
+    let mut sums = vec![0.0];
+    for log in &logs {
+        sums.push(sums[sums.len() - 1] + log);
+    }
+    // The best cut of a range, and how far its parts lie from each other.
+    let best = |start: usize, end: usize| -> Option<(f64, usize)> {
+        let mut found: Option<(f64, f64, usize)> = None;
+        for at in start + 1..end {
+            if radii[at] <= radii[at - 1] {
+                continue;
+            }
+            let (left, right) = ((at - start) as f64, (end - at) as f64);
+            let apart = (sums[end] - sums[at]) / right - (sums[at] - sums[start]) / left;
+            let between = apart * apart * left * right;
+            if found.is_none_or(|(most, _, _)| between > most) {
+                found = Some((between, apart, at));
+            }
+        }
+        found.filter(|&(_, apart, _)| apart > RATIO.ln()).map(|(_, apart, at)| (apart, at))
+    };
+    let mut ends = vec![0, radii.len()];
+    while ends.len() <= MOST {
+        let cut =
+            ends.windows(2).filter_map(|ends| best(ends[0], ends[1])).max_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, at)) = cut else { break };
+        ends.push(at);
+        ends.sort_unstable();
+    }
+    ends[1..ends.len() - 1].iter().map(|&at| radii[at - 1]).collect()
 }
 
 fn gather(rows: &[f32], d: usize, chosen: &[u32]) -> Vec<f32> {
@@ -385,6 +492,33 @@ mod tests {
         assert!(nearest > n * 95 / 100, "{nearest}");
         let again = Tree::train(&data, d, 60, 5, level).unwrap();
         assert_eq!(again.lists(), tree.lists());
+    }
+
+    #[test]
+    fn shells_part_a_core_from_what_strayed_and_nothing_else() {
+        let mut rng = Rng::new(&[4]);
+        // ‖x‖² of normal vectors of 20 dimensions: one shell.
+        let mut even: Vec<f32> = (0..500)
+            .map(|_| {
+                (0..20).map(|_| ((0..12).map(|_| rng.uniform()).sum::<f64>() - 6.0).powi(2)).sum::<f64>()
+                    as f32
+            })
+            .collect();
+        assert!(shells(&mut even.clone()).is_empty());
+        let core = even.iter().copied().fold(0.0, f32::max);
+        even.extend([5e4, 6e4, 7e4, 9e9]);
+        assert_eq!(shells(&mut even), [core, 7e4]);
+        assert!(shells(&mut [1.0; 9]).is_empty() && shells(&mut []).is_empty());
+        assert_eq!(shells(&mut [0.0, 0.0, 3.0]), [0.0]);
+        let level = Level::current().unwrap();
+        let tree = Tree::new(1, vec![0.0], vec![0.0, 10.0], vec![0, 2], level).unwrap();
+        assert!(tree.clone().with_shells(vec![4.0, 1.0, f32::INFINITY]).is_err());
+        assert!(tree.clone().with_shells(vec![4.0, f32::INFINITY]).is_err());
+        assert!(tree.clone().with_shells(vec![f32::INFINITY, 4.0]).is_err());
+        let tree = tree.with_shells(vec![4.0, f32::INFINITY, f32::INFINITY]).unwrap();
+        let mut lists = [9; 4];
+        tree.route(&[1.0, 2.0, -3.0, 40.0], &mut lists);
+        assert_eq!((tree.len(), tree.centroids(), lists), (3, 2, [0, 0, 1, 2]));
     }
 
     #[test]

@@ -60,6 +60,20 @@ pub struct List {
     pub s4: f64,
     /// Mean of w² over the square of the mean of w: 1 where all weights are equal.
     pub spread: f64,
+    /// Smallest ‖x − m‖.
+    pub inner: f64,
+    /// Largest ‖x − m‖.
+    pub outer: f64,
+}
+
+impl List {
+    /// A bound below of D² for all rows, given ‖q − m‖² (the triangle inequality).
+    #[inline]
+    pub fn nearest_sq(&self, to_mean: f64) -> f64 {
+        let distance = to_mean.sqrt();
+        let bound = (distance - self.outer).max(self.inner - distance).max(0.0);
+        bound * bound
+    }
 }
 
 /// Moments of the rows of one group in the lists where it is present.
@@ -82,14 +96,18 @@ pub struct Index {
     manifest: IndexManifest,
     tree: Tree,
     means: Vec<f32>,
+    /// Squared norms of the centroids and of the mean rows.
+    sq_norms: [Vec<f32>; 2],
     lists: Vec<List>,
+    /// Centroid of each list.
+    centroids: Vec<u32>,
     shard: Shard,
     ids: Column<u32>,
     groups: Option<GroupMoments>,
     level: Level,
 }
 
-/// Squared distances of the queries of a panel to all list centroids and means: [list][lane].
+/// Squared distances of the queries of a panel to all centroids and to the means of all lists: [centroid or list][lane].
 pub struct Ranked {
     /// Lanes of a panel.
     pub width: usize,
@@ -130,7 +148,8 @@ impl Index {
             read_array(folder, "centroids.npy", d64)?,
             read_array(folder, "cells.npy", 1)?,
             level,
-        )?;
+        )?
+        .with_shells(read_array(folder, "shells.npy", 1)?)?;
         let means: Vec<f32> = read_array(folder, "means.npy", d64)?;
         let moments: Vec<f64> = read_array(folder, "moments.npy", ivf::MOMENTS as u64)?;
         let count = manifest.lists as usize;
@@ -155,19 +174,34 @@ impl Index {
         let mut lists = Vec::with_capacity(count);
         let mut next = 0;
         for entry in moments.chunks_exact(ivf::MOMENTS) {
-            let &[start, n, weight, tr, s4, spread] = entry else { unreachable!("chunks of six") };
+            let &[start, n, weight, tr, s4, spread, inner, outer] = entry else {
+                unreachable!("chunks of eight")
+            };
             let sound = entry.iter().all(|value| value.is_finite() && *value >= 0.0);
             if !sound || start as u64 != next || n.fract() != 0.0 {
                 return Err(broken("moments that no list has"));
             }
             next += n as u64;
-            lists.push(List { start: start as u64, n: n as u64, weight, tr, s4, spread });
+            // Means are rounded to single precision: their rows lie within these radii up to that.
+            let inner = (inner.sqrt() * (1.0 - 1e-6)).max(0.0);
+            let outer = outer.sqrt() * (1.0 + 1e-6);
+            lists.push(List { start: start as u64, n: n as u64, weight, tr, s4, spread, inner, outer });
         }
         if next != manifest.n {
             return Err(broken("its lists do not hold all rows"));
         }
         let groups = if manifest.group_moments { Some(Self::read_groups(folder, d64, count)?) } else { None };
-        Ok(Self { folder: folder.to_path_buf(), manifest, tree, means, lists, shard, ids, groups, level })
+        let mut centroids = vec![0; count];
+        for (centroid, ends) in tree.first().windows(2).enumerate() {
+            centroids[ends[0] as usize..ends[1] as usize].fill(centroid as u32);
+        }
+        let sq_norms = [tree.lists(), &means].map(|rows| {
+            let mut norms = vec![0.0; rows.len() / d];
+            level.sq_norms(rows, d, &mut norms);
+            norms
+        });
+        let folder = folder.to_path_buf();
+        Ok(Self { folder, manifest, tree, means, sq_norms, lists, centroids, shard, ids, groups, level })
     }
 
     fn read_groups(folder: &Path, d: u64, lists: usize) -> Result<GroupMoments> {
@@ -242,6 +276,11 @@ impl Index {
         self.groups.as_ref()
     }
 
+    /// Centroid of each list.
+    pub fn centroids(&self) -> &[u32] {
+        &self.centroids
+    }
+
     /// The routing tree.
     pub fn tree(&self) -> &Tree {
         &self.tree
@@ -259,15 +298,13 @@ impl Index {
 
     /// Distances of up to `panel_width` queries to all lists. A value does not depend on the other queries.
     pub fn rank(&self, queries: &[f32], sq_norms: &[f64]) -> Ranked {
-        let (d, width, count) = (self.d(), self.panel_width(), self.lists.len());
+        let (d, width) = (self.d(), self.panel_width());
         let mut panel = vec![0.0; d * width];
         pack_panel(queries, d, width, &mut panel);
-        let distances = |rows: &[f32]| {
-            let mut out = vec![0.0; count * width];
+        let distances = |rows: &[f32], norms: &[f32]| {
+            let mut out = vec![0.0; norms.len() * width];
             self.level.dots(rows, d, d, &panel, 0, &mut out);
-            let mut norms = vec![0.0; count];
-            self.level.sq_norms(rows, d, &mut norms);
-            for (out, &norm) in out.chunks_exact_mut(width).zip(&norms) {
+            for (out, &norm) in out.chunks_exact_mut(width).zip(norms) {
                 for (out, &query) in out.iter_mut().zip(sq_norms) {
                     *out = (f64::from(norm) + query - 2.0 * f64::from(*out)).max(0.0) as f32;
                 }
@@ -276,13 +313,19 @@ impl Index {
         };
         let mut own = vec![0; queries.len() / d];
         self.tree.route(queries, &mut own);
-        Ranked { width, to_centroid: distances(self.tree.lists()), to_mean: distances(&self.means), own }
+        let [centroids, means] = &self.sq_norms;
+        Ranked {
+            width,
+            to_centroid: distances(self.tree.lists(), centroids),
+            to_mean: distances(&self.means, means),
+            own,
+        }
     }
 
     /// The nearest `count` lists of a query that hold rows, its own list first.
     pub fn nearest_lists(&self, ranked: &Ranked, lane: usize, count: usize, out: &mut Vec<u32>) {
         let key = |list: u32| {
-            let distance = ranked.to_centroid[list as usize * ranked.width + lane];
+            let distance = ranked.to_centroid[self.centroids[list as usize] as usize * ranked.width + lane];
             // Own list first, lists without rows last.
             let class =
                 if self.lists[list as usize].n == 0 { 2_u8 } else { u8::from(list != ranked.own[lane]) };

@@ -96,7 +96,7 @@ fn build_index(
     }
 }
 
-/// The list of each row of a range of a store's or matrix's rows, by the tree in the folder of an unfinished build: uint32.
+/// The route of each row of a range of a store's or matrix's rows, by the tree in the folder of an unfinished build: uint64.
 #[pyfunction]
 #[pyo3(signature = (source, partial, start, end, threads=0))]
 fn route_rows<'py>(
@@ -106,7 +106,7 @@ fn route_rows<'py>(
     start: u64,
     end: u64,
     threads: usize,
-) -> PyResult<Bound<'py, PyArray1<u32>>> {
+) -> PyResult<Bound<'py, PyArray1<u64>>> {
     let store = source.cast::<Store>().ok().map(|store| store.get().inner().clone());
     let matrix = if store.is_none() { Some(Matrix::borrow(source)?) } else { None };
     let views = views(py, store.as_deref(), matrix.as_ref(), None)?;

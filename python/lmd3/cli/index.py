@@ -27,8 +27,8 @@ def index(
         str | None,
         typer.Option(
             "--dtype",
-            metavar="float16|int8",
-            help="Element type of its copy of the rows [default: that of STORE, else float16].",
+            metavar="float32|float16|int8",
+            help="Element type of its copy of the rows [default: that of STORE, bit for bit].",
         ),
     ] = None,
     max_memory: Annotated[
