@@ -112,9 +112,9 @@ class Index:
             store: the rows.
             path: the folder to make; by default beside the store (`default_path`).
             lists: number of lists; by default √(2n).
-            dtype: element type of its copy of the rows: "float32", "float16" or "int8"; by default that of the
-                store (float32 for bfloat16), so that the copy holds the store's very numbers. A smaller type
-                takes half or a quarter of the space; what it rounds enters the standard errors.
+            dtype: element type of its copy of the rows: "float32", "float16" or "int8"; by default that of
+                the store (float32 for bfloat16), so that the copy holds the store's very numbers. A smaller
+                type takes half or a quarter of the space; what it rounds enters the standard errors.
             seed: seed of all draws.
             threads: None takes all cores.
             max_memory: bytes to hold to beside the page cache.
@@ -376,8 +376,8 @@ def _build(
 def route_rows(
     store: Store, partial: Path, start: int, end: int, threads: int | None = None
 ) -> NDArray[np.uint64]:
-    """The routes of rows [start, end) of a store by the tree of an unfinished build, (end − start,) uint64: the
-    centroid, and in the upper half the bits of the squared distance to it in single precision."""
+    """The routes of rows [start, end) of a store by the tree of an unfinished build, (end − start,) uint64:
+    the centroid, and in the upper half the bits of the squared distance to it in single precision."""
     source = store.array if store.native is None else store.native
     assert source is not None
     return _lmd3.route_rows(source, partial, start, end, threads or 0)

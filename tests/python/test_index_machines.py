@@ -137,7 +137,7 @@ def test_killed_while_trees_are_kept(store: Store, local: dict[str, Any], tmp_pa
     found = json.loads(state.read_bytes())
     state.write_text(json.dumps({**found, "trees": 0}))
     (tmp_path / "i.partial" / "centroids.npy").write_bytes(b"half a tree")
-    (tmp_path / "i.partial" / "lists.bin").write_bytes(b"\0" * 4 * store.n)
+    (tmp_path / "i.partial" / "lists.bin").write_bytes(b"\0" * 8 * store.n)
     assert content(Index.build(store, tmp_path / "i", lists=60)) == local
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmd3.density.design_error import design_of
-from lmd3.density.rounds import NEIGHBORS, Rounds, range_length
+from lmd3.density.rounds import MORE, NEIGHBORS, Rounds, range_length
 from lmd3.density.scan import Asked, Pair, Scan, Scanner
 from lmd3.errors import ParameterError
 from lmd3.executors.partials import Part
@@ -55,12 +55,18 @@ AUDIT = (32, 64)
 #: second the method is given up.
 WIDEN, GIVE_UP = 1.2, 2.0
 
-#: Error of the arithmetic in a log density, by the rows' type: no standard error is below it.
+#: Error of the arithmetic in a log density, by the type of the rows that are read: no standard error is below
+#: it. (What the copy in the index rounds is in the variance of a stage.)
 ARITHMETIC = {"int8": 2e-4}
 ARITHMETIC_FLOAT = 2e-5
 
 #: Bits of the native flags and their names in the tables.
 FLAGS = {1: "not_positive", 2: "few_rows", 4: "model", 8: "own_row", 16: "few_draws"}
+
+#: Of these, those that send a query to the exact sums. (Where the variance is the model's the standard error,
+#: which counts most of it, decides.)
+DOUBTFUL = 1 | 2 | 8
+FEW_ROWS = 2
 
 #: Neighbours that DEANN sums exactly, and that the method knn sums alone.
 NEAR = 100
@@ -401,31 +407,35 @@ class Estimation:
             target = self._target(pilot)
             error = np.sqrt(pilot.variance[:, 0])
             error = np.where(np.isfinite(error), error, 10 * target)
-            draws = np.clip(pilot.draws, 1, None)
-            wanted = np.maximum(1.2 * draws * (error / target) ** 2, FEWEST)
-            # What would need far too many rows is not tried.
+            first_error, draws = error, np.clip(pilot.draws, 1, None)
+            # Errors fall with the root of the draws or, as more of the near lists are read whole, much faster.
+            # The pilot plans as if with the draws; the top-up knows better.
+            wanted = np.maximum(1.2 * draws * error / target, FEWEST)
             dear = wanted > cap
-            open_ = np.flatnonzero(~dear)
-            sums = pilot
-            if len(open_):
-                sums.put(open_, self._stage(chosen[open_], wanted[open_], 1, target))
+            # Half of what is allowed is tried all the same: a sum that near lists decide needs far fewer rows
+            # than its pilot, which did not read them, makes believe.
+            sums = self._stage(chosen, np.where(dear, cap / 2, wanted), 1, target)
             bar.update(q * 0.8)
             error = np.sqrt(sums.variance[:, 0])
-            doubtful = (sums.flags[:, 0] & 15) > 0
+            doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
             short = ~dear & ~doubtful & (error > SLACK * target)
-            more = 1.2 * sums.draws * ((error / target) ** 2 - 1)
+            more = _top_up(draws, first_error, sums.draws, error, target)
             again = np.flatnonzero(short & (more <= cap))
             if len(again):
                 sums.join(again, self._stage(chosen[again], np.maximum(more[again], FEWEST), 2, target))
+            # Where few draws decide, several times as many are taken in the place of the first.
+            few = np.flatnonzero(((sums.flags[:, 0] & DOUBTFUL) == FEW_ROWS) & (4 * sums.draws <= cap))
+            if len(few):
+                sums.put(few, self._stage(chosen[few], 4 * sums.draws[few], MORE, target))
             error = np.sqrt(sums.variance[:, 0])
-            doubtful = (sums.flags[:, 0] & 15) > 0
-            missed = ~dear & ~doubtful & ~(error <= 1.5 * SLACK * target)
+            doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
+            missed = ~doubtful & ~(error <= 1.5 * SLACK * target)
         reasons = {
-            "too_many_rows": int(dear.sum()),
-            "flagged": int((doubtful & ~dear).sum()),
-            "tolerance_missed": int(missed.sum()),
+            "too_many_rows": int((missed & dear).sum()),
+            "flagged": int(doubtful.sum()),
+            "tolerance_missed": int((missed & ~dear).sum()),
         }
-        return sums, target, dear | doubtful | missed, reasons
+        return sums, target, doubtful | missed, reasons
 
     def shard(self, index: int, count: int) -> tuple[int, int]:
         """Does the rounds of the i-th of n runs of ranges of queries into files, and no more: these queries
@@ -496,7 +506,10 @@ class Estimation:
         progress: ProgressFactory,
     ) -> tuple[NDArray[np.bool_], Scan]:
         """Compares the audited queries' estimates with their exact sums; widens errors or gives up."""
-        floor = ARITHMETIC.get(self.scanner.store.dtype, ARITHMETIC_FLOAT) ** 2
+        copy = self.scanner.store.dtype
+        if self.method == "stratified" and self.index is not None:
+            copy = self.index.manifest["dtype"]
+        floor = ARITHMETIC.get(copy, ARITHMETIC_FLOAT) ** 2
         sums.variance += floor
         if sums.groups is not None:
             sums.groups.variance += floor
@@ -533,6 +546,24 @@ class Estimation:
         # At another bandwidth what was given up is marked only.
         sums.flags[:, ratio > GIVE_UP] |= np.uint32(1 << 8)
         return exact, scan
+
+
+def _top_up(
+    pilot_draws: NDArray[np.float64],
+    pilot_error: NDArray[np.float64],
+    draws: NDArray[np.float64],
+    error: NDArray[np.float64],
+    target: float,
+) -> NDArray[np.float64]:
+    """Further draws that should bring an error to the target, by how it fell from the pilot to the main
+    stage: with the draws to the power of −½ where all is left to chance, more steeply where whole lists
+    join."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.log(pilot_error / error) / np.log(np.maximum(draws, 2) / pilot_draws)
+    power = np.clip(np.where(np.isfinite(power), power, 0.5), 0.5, 1.5)
+    total = 1.2 * draws * np.maximum(error / target, 1.0) ** (1 / power)
+    # Where errors fall as chance has it the first stage counts as much as its draws; else it is soon outdone.
+    return np.where(power < 0.7, total - draws, total)
 
 
 def _empty(q: int, b: int, groups: int) -> _Sums:

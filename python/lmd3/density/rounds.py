@@ -42,8 +42,8 @@ SHARE, FEWEST, MOST = 32, 32, 1024
 TOGETHER = 4096
 
 #: Names of the rounds in progress and errors.
-ROUNDS = ("pilot", "estimate", "top-up", "neighbours")
-NEIGHBORS = 3
+ROUNDS = ("pilot", "estimate", "top-up", "neighbours", "more draws")
+NEIGHBORS, MORE = 3, 4
 
 
 def range_length(queries: int) -> int:
