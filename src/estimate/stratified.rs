@@ -412,12 +412,12 @@ impl<'a> Planner<'a> {
             self.draws.fill(0.0);
             for (h, &peak) in peaks.iter().enumerate() {
                 let mut total = 0.0;
-                for list in 0..count {
+                for (list, entry) in lists.iter().enumerate() {
                     let log = self.residual[h * count + list] - peak;
-                    let closed = self.whole[list] || lists[list].n == 0;
+                    let closed = self.whole[list] || entry.n == 0;
                     let relative = if closed || log < -60.0 { 0.0 } else { log.exp() };
                     self.relative[h * count + list] = relative;
-                    total += lists[list].n as f64 * relative;
+                    total += entry.n as f64 * relative;
                 }
                 if total > 0.0 {
                     let part = (1.0 - FLOOR) / (total * kernels as f64);

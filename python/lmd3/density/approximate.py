@@ -408,7 +408,7 @@ class Estimation:
             error = np.sqrt(pilot.variance[:, 0])
             error = np.where(np.isfinite(error), error, 10 * target)
             first_error, draws = error, np.clip(pilot.draws, 1, None)
-            # Errors fall with the root of the draws or, as more of the near lists are read whole, much faster.
+            # Errors fall with the root of the draws or, as near lists are read whole, much faster.
             # The pilot plans as if with the draws; the top-up knows better.
             wanted = np.maximum(1.2 * draws * error / target, FEWEST)
             dear = wanted > cap
