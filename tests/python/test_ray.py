@@ -64,6 +64,9 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
+    # Workers are children of what is started here, and import the tasks of these tests by name.
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     given: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
     for attempt in range(3):
         try:
@@ -216,5 +219,4 @@ def nothing(arguments: dict[str, Any], report: Any) -> dict[str, Any]:
 
 def test_ten_thousand_tasks(cluster: Any) -> None:
     here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": here}
-    subprocess.run([sys.executable, "-c", TEN_THOUSAND, here, cluster.address], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", TEN_THOUSAND, here, cluster.address], check=True)

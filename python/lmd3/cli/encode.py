@@ -21,6 +21,7 @@ from lmd3.cli._common import (
     notice,
     progress,
 )
+from lmd3.cli._density import AddressOption, ExecutorOption
 from lmd3.errors import Lmd3Error, ParameterError
 
 ModelOption = Annotated[
@@ -160,6 +161,8 @@ def encode(
     keep_exact: KeepExactOption = None,
     like: LikeOption = None,
     plan: PlanOption = False,
+    executor: ExecutorOption = "local",
+    address: AddressOption = None,
     force: ForceOption = False,
 ) -> None:
     """Encodes texts into a store.
@@ -174,9 +177,11 @@ def encode(
       lmd3 encode corpus.jsonl.zst -o corpus.lmd3 --group source
       lmd3 encode train.parquet -o train.lmd3 --text question --model sentence-transformers/all-MiniLM-L6-v2
       lmd3 encode crawl/ -o crawl.lmd3 --group source --sample 0.01 --sample-by group --workers 4
+      lmd3 encode crawl/ -o /shared/crawl.lmd3 --model MODEL --executor ray --address auto
     """
     limit_threads(threads)
     import lmd3
+    from lmd3.executors import make_executor
 
     stream = lmd3.read_texts(texts, text=text, id=id, group=group, weight=weight)
     start = time.monotonic()
@@ -221,6 +226,8 @@ def encode(
         keep_texts=not no_texts,
         exact=keep_exact,
         force=force,
+        executor=make_executor(executor, threads=threads, address=address),
+        notice=notice,
         progress=progress,
     )
     assert store.encoder is not None

@@ -167,9 +167,7 @@ class Job:
         Raises:
             WorkError: the disk is full, or the like.
         """
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-        table = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
-        table = table.replace_schema_metadata({"position": json.dumps(position)})
+        table = _with_vectors(table, vectors, {"position": position})
         path = self._window(self.next_window)
         partial = path.with_suffix(".partial")
         with self._failures():
@@ -183,6 +181,23 @@ class Job:
         self.waiting.append(self.next_window)
         self.next_window += 1
         self.position = list(position)
+
+    def take_over(self, path: Path, content: bytes) -> int:
+        """Makes a file of `pack_window` the next window, and returns its rows.
+
+        Raises:
+            WorkError: it can't be renamed.
+        """
+        with pa.ipc.open_file(content) as file:
+            position = json.loads(file.schema.metadata[b"position"])
+            rows = len(file.read_all())
+        with self._failures():
+            path.rename(self._window(self.next_window))
+            sync_folder(self.folder)
+        self.waiting.append(self.next_window)
+        self.next_window += 1
+        self.position = list(position)
+        return rows
 
     def read_window(self, number: int) -> tuple[pa.Table, NDArray[Any]]:
         """A finished window: the table and the vectors of `keep_window`."""
@@ -243,12 +258,39 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or self.facts is None or not (self.waiting or self.state):
+        begun = self.waiting or self.state or any(self.folder.glob("done-*"))
+        if kind is None or self.facts is None or not begun:
             self.remove()
             if kind is not None:
                 with contextlib.suppress(OSError):
                     for parent in self._made:
                         parent.rmdir()
+
+
+def _with_vectors(table: pa.Table, vectors: NDArray[Any], metadata: Mapping[str, Any]) -> pa.Table:
+    """A window's table as its file holds it."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    table = table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+    return table.replace_schema_metadata({name: json.dumps(value) for name, value in metadata.items()})
+
+
+def pack_window(table: pa.Table, vectors: NDArray[Any], metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of a window's file, for a process that does not hold the job; `metadata` has `position`."""
+    table = _with_vectors(table, vectors, metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def read_key(folder: Path) -> dict[str, Any]:
+    """What the result of the encoding in a folder depends on.
+
+    Raises:
+        FormatError: no encoding was begun there.
+    """
+    return dict(_read(folder / "job.json")["key"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -31,19 +31,27 @@ _QUICK = ("hashing", "static")
 _encoder: Encoder | None = None
 
 
-def _start(description: Mapping[str, Any], folder: str, batch_size: int | None, threads: int) -> None:
+def open_encoder(
+    description: Mapping[str, Any], folder: str, batch_size: int | None, threads: int
+) -> Encoder:
+    """The encoder of a process that only encodes, with its share of the threads."""
     for name in _THREADS:
         os.environ[name] = str(threads)
     # The tokenizers' own pool of threads reads this.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    global _encoder
-    _encoder = restore_encoder(description, Path(folder))
+    encoder = restore_encoder(description, Path(folder))
     if batch_size is not None:
-        _encoder.batch_size = batch_size  # type: ignore[attr-defined]
+        encoder.batch_size = batch_size  # type: ignore[attr-defined]
     if description["kind"] == "sentence-transformers":
         from lmd3.encoders.sentence_transformers import limit_threads
 
         limit_threads(threads)
+    return encoder
+
+
+def _start(description: Mapping[str, Any], folder: str, batch_size: int | None, threads: int) -> None:
+    global _encoder
+    _encoder = open_encoder(description, folder, batch_size, threads)
 
 
 def _encode(texts: list[str]) -> EncodedBatch | dict[str, Any]:

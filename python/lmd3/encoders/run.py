@@ -9,22 +9,23 @@ and to fit the encoder where it has to be; then to encode it. Every finished win
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from lmd3.encoders import EncodedBatch, Encoder, create_encoder, restore_encoder
+from lmd3.encoders import Encoder, create_encoder, restore_encoder
 from lmd3.encoders.chunking import Chunking, size_of
+from lmd3.encoders.elsewhere import check_rebuildable, encode_elsewhere
 from lmd3.encoders.job import Job
 from lmd3.encoders.pool import encode_windows
-from lmd3.encoders.windows import Window, windows
+from lmd3.encoders.windows import Window, window_table, windows
 from lmd3.errors import DtypeError, ModelError, ParameterError, ShapeError, WorkError
+from lmd3.executors import Executor, in_lines
 from lmd3.progress import ProgressFactory, silent
 from lmd3.store import DTYPES, Store, check_replaceable, open_store
-from lmd3.store.documents import documents_schema, documents_table
 from lmd3.store.lock import WriterLock
 from lmd3.store.resuming import ResumableStoreWriter
 from lmd3.store.sampling import SampleCounter, SampleDesign
@@ -62,6 +63,8 @@ def encode(
     keep_texts: bool = True,
     exact: str | None = None,
     force: bool = False,
+    executor: Executor | None = None,
+    notice: Callable[[str], None] | None = None,
     progress: ProgressFactory | None = None,
 ) -> Store:
     """Encodes texts into a store, rows in input order.
@@ -90,6 +93,10 @@ def encode(
         keep_texts: keep the texts beside the vectors: reports show them, covariates need them.
         exact: "float16" or "float32": keep a finer copy of the vectors beside them (`Store.exact`).
         force: replace a store that is there; discard an unfinished encoding of other settings.
+        executor: where windows are encoded (`lmd3.executors.make_executor`) [in this process]. Other
+            machines need to see `out`, and a neural model, under the same path; the store is the same to the
+            byte where their CPUs and numbers of threads are.
+        notice: takes lines on what ran where.
         progress: makes the bars; None: no progress.
 
     Returns:
@@ -102,7 +109,8 @@ def encode(
         ModelError, MissingDependencyError, ParameterError: the encoder can't be had.
         TextFormatError, ColumnError, DuplicateIdError, …: as iterating over `Texts`.
         ShapeError: no texts.
-        WorkError: the disk is full, the input changed, a worker ended; finished windows are kept.
+        WorkError: the disk is full, the input changed, a worker ended, tasks of the executor failed (each is
+            named); finished windows are kept.
     """
     if out is None:
         raise ParameterError("name the store's folder: out=…")
@@ -149,6 +157,8 @@ def encode(
         keep_texts=keep_texts,
         exact=exact,
         force=force,
+        executor=executor,
+        notice=notice,
         progress=progress or silent,
     )
 
@@ -200,7 +210,7 @@ def encode_queries(
         for rows in windows(stream, encoder, cutting, None, WINDOW, 1 << 62):
             encoded = encoder.encode(rows.texts)
             vectors.append(encoded.vectors)
-            parts.append(_table(rows, encoded, keep_texts=True))
+            parts.append(window_table(rows, encoded, keep_texts=True))
             done = rows.position[0]
             bar.update(done)
     if done != total:
@@ -299,8 +309,15 @@ def _encode_to_store(
     keep_texts: bool = True,
     exact: str | None = None,
     force: bool,
+    executor: Executor | None = None,
+    notice: Callable[[str], None] | None = None,
     progress: ProgressFactory,
 ) -> Store:
+    elsewhere = None if executor is None or executor.in_process else executor
+    if elsewhere is not None:
+        check_rebuildable(encoder)
+        if workers > 1:
+            raise ParameterError("an executor has workers of its own", remedy="leave --workers out")
     if dtype not in DTYPES:
         raise DtypeError(f"stores are not written as {dtype}", remedy=f"use {', '.join(DTYPES)}")
     check_exact(exact, dtype)
@@ -362,14 +379,30 @@ def _encode_to_store(
             _finish_shards(job, writer, rows, shard_rows)
             # What was done by an earlier run would spoil the estimate of the time left.
             before = int(job.position[0])
+            todo = windows(
+                texts, encoder, chunking, design, window, shard_rows, position=job.position, row=rows
+            )
+            if elsewhere is not None:
+
+                def kept(count: int) -> None:
+                    nonlocal rows
+                    rows += count
+                    _finish_shards(job, writer, rows, shard_rows)
+
+                def weigh(part: Window) -> Any:
+                    return part.weights if design is None else design.weights(len(part), part.groups)
+
+                left = float(facts["texts"] - before)
+                summary = encode_elsewhere(job, todo, encoder, elsewhere, weigh, kept, left, progress)
+                if notice is not None:
+                    for line in in_lines(summary.to_dict()):
+                        notice(line)
+                todo = iter(())
             with progress("encoding", facts["texts"] - before, "texts") as bar:
-                todo = windows(
-                    texts, encoder, chunking, design, window, shard_rows, position=job.position, row=rows
-                )
                 for part, encoded in encode_windows(
                     todo, encoder, workers=workers, threads=threads, state=job.encoder_state
                 ):
-                    table = _table(part, encoded, keep_texts)
+                    table = window_table(part, encoded, keep_texts)
                     weights = part.weights
                     if design is not None:
                         weights = design.weights(len(part), part.groups)
@@ -423,22 +456,6 @@ def _fill(job: Job, writer: ResumableStoreWriter) -> None:
             chunks=numbers["chunk"],
             left_out=numbers["left_out"],
         )
-
-
-def _table(rows: Window, encoded: EncodedBatch, keep_texts: bool) -> pa.Table:
-    """A window's documents, and `left_out`, the tokens that each lost."""
-    lost = rows.left_out if encoded.left_out is None else rows.left_out + encoded.left_out
-    columns: dict[str, Any] = {
-        "groups": rows.groups,
-        "texts": rows.texts if keep_texts else None,
-        "tokens": encoded.tokens,
-        "truncated": encoded.truncated | (rows.left_out > 0),
-        "documents": rows.documents,
-        "chunks": rows.chunks,
-        "source_rows": None,
-    }
-    table = documents_table(rows.ids, columns, documents_schema(columns))
-    return table.append_column("left_out", pa.array(lost.astype(np.int32)))
 
 
 def _version() -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from lmd3.encoders import Encoder
+from lmd3.encoders import EncodedBatch, Encoder
 from lmd3.encoders.chunking import Chunking, cut_texts
+from lmd3.store.documents import documents_schema, documents_table
 from lmd3.store.sampling import SampleDesign
 from lmd3.texts import TextBatch
 
-__all__ = ["Window", "windows"]
+__all__ = ["Window", "window_table", "windows"]
 
 #: Characters after which a window ends sooner: some 64 MB of text.
 _CHARACTERS = 1 << 24
@@ -89,6 +92,22 @@ def windows(
         ready = buffer.ready(min(size, shard_rows - row % shard_rows)) or left
         row += ready
         yield buffer.take(ready)
+
+
+def window_table(rows: Window, encoded: EncodedBatch, keep_texts: bool) -> pa.Table:
+    """A window's documents, and `left_out`, the tokens that each lost."""
+    lost = rows.left_out if encoded.left_out is None else rows.left_out + encoded.left_out
+    columns: dict[str, Any] = {
+        "groups": rows.groups,
+        "texts": rows.texts if keep_texts else None,
+        "tokens": encoded.tokens,
+        "truncated": encoded.truncated | (rows.left_out > 0),
+        "documents": rows.documents,
+        "chunks": rows.chunks,
+        "source_rows": None,
+    }
+    table = documents_table(rows.ids, columns, documents_schema(columns))
+    return table.append_column("left_out", pa.array(lost.astype(np.int32)))
 
 
 class _Buffer:
