@@ -54,20 +54,20 @@ def test_the_same_bytes(tmp_path: Path, given: dict[str, Any]) -> None:
 
 def test_what_was_done_is_kept(tmp_path: Path) -> None:
     texts = corpus(tmp_path / "x.jsonl", 170)
-    whole = contents(encode(texts, tmp_path / "whole"))
+    first = Elsewhere()
+    whole = contents(encode(texts, tmp_path / "whole", executor=first))
     out = tmp_path / "out"
     failing = Elsewhere(lambda number: "no such model" if number == 3 else None)
     with pytest.raises(errors.WorkError, match=r"texts \d+ to \d+ on node0: no such model"):
         encode(texts, out, executor=failing)
-    done = sorted(leftovers(out).glob("done-*")) + sorted(leftovers(out).glob("window-*"))
-    assert len(done) == 5
-    # One is damaged, one gets lost; a command without an executor may go on too.
-    later = sorted(leftovers(out).glob("done-*"))
-    if later:
-        later[0].write_bytes(later[0].read_bytes()[:-1])
+    # Six ran, five ended; of those behind the one that failed one is damaged.
+    waiting = sorted(leftovers(out).glob("done-*"))
+    if waiting:
+        waiting[0].write_bytes(waiting[0].read_bytes()[:-1])
     again = Elsewhere()
     encode(texts, out, executor=again)
-    assert contents(out) == whole and 17 - 5 <= again.started <= 17 - 5 + 4
+    assert contents(out) == whole and again.started == first.started - 5 + (len(waiting) > 0)
+    # A command without an executor may go on too.
     other = tmp_path / "other"
     with pytest.raises(errors.WorkError):
         encode(texts, other, executor=Elsewhere(lambda number: "gone" if number == 8 else None))
