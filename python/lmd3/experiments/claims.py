@@ -41,6 +41,9 @@ BANDWIDTHS = (0.1, 0.05, 0.2, 0.3)
 TRAINED = {"movie_reviews": 12000, "brown": 12000, "abc": 7000, "gsm8k_train": 4500, "pros_cons": 8000}
 LEFT_OUT = ("webtext", "subjectivity", "state_union", "wikitext", "inaugural")
 
+#: The facts once more: by another seed, and in other words.
+AGAIN = ("seed", "other")
+
 #: Share of its words that a paragraph of documentation loses as a variant.
 DROPPED = 0.2
 
@@ -172,14 +175,18 @@ class Claims:
         folder = self.folder / ("questions" if model == self.model else f"questions-{model}")
         return Leak(folder, base, items, variants, settings, placebo=placebo, **self.options())
 
-    def facts(self, other: bool = False) -> Leak:
-        """The leak of invented facts; `other`: with other words, names, values and draws, once."""
-        seed = self.seed + other
-        forms: dict[str, Any] = {"statements": OTHER_STATEMENTS, "question": OTHER_QUESTION} if other else {}
+    def facts(self, again: str = "") -> Leak:
+        """The leak of invented facts; `again`: once more, by another "seed" (names, values, assignment,
+        initialisation), or by another seed in "other" words.
+        """
+        seed = self.seed + bool(again)
+        forms: dict[str, Any] = {}
+        if again == "other":
+            forms = {"statements": OTHER_STATEMENTS, "question": OTHER_QUESTION}
         task = make_facts(seed=seed, **forms)
         settings = LeakSettings(
             model=self.model,
-            seeds=1 if other else self.seeds,
+            seeds=1 if again else self.seeds,
             bandwidths=BANDWIDTHS,
             epochs=14,
             vocabulary=1024,
@@ -188,7 +195,7 @@ class Claims:
             job=TrainingJob(context=128, batch=8),
         )
         return Leak(
-            self.folder / ("facts-other" if other else "facts"),
+            self.folder / ("facts" if not again else f"facts-{again}"),
             task.base,
             task.items,
             task.variants,
@@ -279,7 +286,7 @@ class Claims:
         sentences = self.sentences()
         sentences.prepare()
         folders.append(sentences.write_base_job())
-        for leak in (self.questions(), self.facts(), self.facts(other=True)):
+        for leak in (self.questions(), self.facts(), *(self.facts(name) for name in AGAIN)):
             leak.prepare()
             for folder, job in leak.jobs().items():
                 arm, seed = folder.name.rsplit("-", 1)
@@ -288,7 +295,7 @@ class Claims:
         # The first pairs of arms before the second ones, and what no bar asks for at the end.
         folders[1:] = sorted(
             folders[1:],
-            key=lambda folder: (folder.parents[1].name == "facts-other", folder.name.rsplit("-", 1)[1]),
+            key=lambda folder: (folder.parents[1].name.startswith("facts-"), folder.name.rsplit("-", 1)[1]),
         )
         run_jobs(folders, workers=self.workers, progress=self.progress, say=self.say)
 
@@ -328,7 +335,8 @@ class Claims:
         questions.run()
         self.say("Accuracy: leaked facts ...")
         facts.run()
-        self.facts(other=True).run()
+        for name in AGAIN:
+            self.facts(name).run()
         self.say("Claim C: pretraining ...")
         sentences.run()
         if self.model == SCRATCH:
@@ -346,7 +354,11 @@ class Claims:
     def _page(self, place: Path, command: str, recomputed: float, calibration: dict[str, float]) -> list[Bar]:
         tables = {
             name: Tables(self.folder / name)
-            for name in ("questions", "questions-ngram", "facts", "facts-other", "sentences", "subsets")
+            for name in (
+                *("questions", "questions-ngram", "facts"),
+                *(f"facts-{name}" for name in AGAIN),
+                *("sentences", "subsets"),
+            )
             if (self.folder / name / "analysis").is_dir()
         }
         bars: list[Bar] = []

@@ -73,6 +73,14 @@ SCORES_SAID = (
 )
 
 
+#: The facts once more.
+FACTS_AGAIN = {
+    "facts-seed": "By another seed (names, values, assignment, initialisation), one pair of arms:",
+    "facts-other": "By that seed and in other words: five other statements, two of which name the value"
+    " before the person, and another question. They were written once and not adjusted:",
+}
+
+
 def accuracy_table(facts: Tables) -> str:
     """Shares of right choices by kind and dose."""
     rows = facts["analysis/mcnemar"]
@@ -133,10 +141,12 @@ def spillover_table(leak: Tables, outcome: str) -> str:
 
 
 def within_table(leak: Tables, outcome: str) -> str:
-    """Slopes within dose × kind."""
+    """Slopes within dose × kind, without and with the baseline of the item."""
     rows = leak["analysis/slopes"]
-    rows = rows[(rows["outcome"] == outcome) & (rows["model"] == "within cells")]
+    rows = rows[(rows["outcome"] == outcome) & rows["model"].str.startswith("within cells")]
+    rows = rows.assign(baseline=["yes" if "baseline" in model else "no" for model in rows["model"]])
     names = {
+        "baseline": "baseline in the model",
         "bandwidth": "h",
         "sample": "sample",
         "estimate": "slope",
@@ -204,6 +214,10 @@ def write(
         "Within dose × kind: does density say more than the label? Slopes of the prompt's Δ on Δ log"
         " density:",
         within_table(questions, "prompt"),
+        "With the baseline: the loss in another control arm and the log density under the base texts are in"
+        " the model too. For exact copies of one dose the change of log density all but follows from the"
+        " item's baseline density, so among them an effect of density can't be told from one of the baseline:"
+        " what could speak for density beyond the label is the paraphrases' slope.",
         "Spillover among untreated items, by replayed assignments with each item's mean exposure taken"
         " off; the naive"
         " p-value takes for random an exposure that is not:",
@@ -221,12 +235,9 @@ def write(
         " over to the question: it shows that accuracy can follow, not how often it does.",
         accuracy_table(tables["facts"]),
     ]
-    if "facts-other" in tables:
-        parts += [
-            "The same, once, with other statements (two of five name the value before the person) and another"
-            " question, names, values, assignment and initialisation; nothing in it was adjusted:",
-            accuracy_table(tables["facts-other"]),
-        ]
+    for name, text in FACTS_AGAIN.items():
+        if name in tables:
+            parts += [text, accuracy_table(tables[name])]
     parts += [
         "## Claim C: density and perplexity",
         "\n".join(f"* **{name}**: {text}" for name, text in sentences.summary["verdicts"].items()),
@@ -318,6 +329,18 @@ def conclusions(tables: Mapping[str, Tables], bars: Sequence[Bar]) -> str:
                 f"* {f'Claim {claim}' if len(claim) == 1 else claim.capitalize()} ({what}):"
                 f" {len(of) - len(missed)} of {len(of)} bars hold"
                 + (f"; not: {'; '.join(missed)}." if missed else ".")
+            )
+    for name, text in FACTS_AGAIN.items():
+        if name in tables:
+            rows = tables[name]["analysis/mcnemar"]
+            rows = rows[(rows["outcome"] == "correct") & (rows["dose"] == rows["dose"].max())]
+            share = rows.groupby("kind")["treatment"].mean()
+            below = [kind for kind, value in share.items() if value < 0.85]
+            lines.append(
+                f"* Accuracy of leaked facts, {text.split(':')[0].split(',')[0].lower()}: "
+                + ", ".join(f"{kind} {value:.2f}" for kind, value in share.items())
+                + " at the largest dose"
+                + (f"; {' and '.join(below)} does not carry over to the answers there." if below else ".")
             )
     said = tables["questions"].summary["verdicts"]
     lines += [f"* Beyond the label: {said['beyond dose']}"] if "beyond dose" in said else []

@@ -234,6 +234,39 @@ def _row(outcome: Outcome, name: str, test: Randomisation) -> dict[str, Any]:
     }
 
 
+def _beyond_dose(slopes: pd.DataFrame) -> str | None:
+    """What density says within dose × kind, judged with the baseline in the model where there is one."""
+
+    def one(model: str, sample: str) -> Any:
+        rows = slopes[(slopes["model"] == model) & (slopes["sample"] == sample)]
+        return rows.iloc[0] if len(rows) else None
+
+    plain, strict = one("within cells", "all"), one("within cells, baseline", "all")
+    if plain is None:
+        return None
+    judge = plain if strict is None else strict
+    more = judge["p_value"] <= 0.05 and judge["estimate"] < 0
+    text = (
+        f"Within dose × kind log density {'says' if more else 'is not seen to say'} more than the label:"
+        f" {plain['estimate']:+.3f} [{plain['ci_low']:+.3f}, {plain['ci_high']:+.3f}],"
+        f" {p_value(plain['p_value'])}"
+    )
+    if strict is not None:
+        text += (
+            f"; with the outcome of another control arm and the baseline density in the model"
+            f" {strict['estimate']:+.3f} [{strict['ci_low']:+.3f}, {strict['ci_high']:+.3f}],"
+            f" {p_value(strict['p_value'])}"
+        )
+    kinds = [kind for kind in dict.fromkeys(slopes["sample"]) if kind != "all"]
+    parts = [(kind, one("within cells", kind)) for kind in kinds]
+    alone = [
+        f"{kind} {row['estimate']:+.3f} ({p_value(row['p_value'])})" for kind, row in parts if row is not None
+    ]
+    if len(alone) > 1:
+        text += f"; of each kind alone: {', '.join(alone)}"
+    return text + "."
+
+
 def verdicts(frames: dict[str, pd.DataFrame], summary: dict[str, Any]) -> dict[str, str]:
     """Each claim's verdict in one plain sentence, at the primary bandwidth and outcome."""
     outcome = summary["primary_outcome"]
@@ -272,14 +305,9 @@ def verdicts(frames: dict[str, pd.DataFrame], summary: dict[str, Any]) -> dict[s
         f" {overall['ci_high']:+.3f}] per unit of log density, R² {overall['r_squared']:.2f}; {p_value(p)} by"
         f" {summary['replays']} replayed assignments."
     )
-    within = slopes[(slopes["model"] == "within cells") & (slopes["sample"] == "all")]
-    if len(within):
-        w = within.iloc[0]
-        more = w["p_value"] <= 0.05 and w["estimate"] < 0
-        said["beyond dose"] = (
-            f"Within dose × kind log density {'says' if more else 'is not seen to say'} more than the label:"
-            f" {w['estimate']:+.3f} [{w['ci_low']:+.3f}, {w['ci_high']:+.3f}], {p_value(w['p_value'])}."
-        )
+    beyond = _beyond_dose(slopes)
+    if beyond is not None:
+        said["beyond dose"] = beyond
     spill = frames["spillover"]
     if len(spill):
         spill = spill[spill["primary"] & (spill["outcome"] == outcome)]
