@@ -80,7 +80,7 @@ class Claims:
         workers: int = 2,
         seed: int = 0,
         seeds: int = 2,
-        calibration: int = 400,
+        calibration: int = 2000,
         quiet: bool = False,
     ) -> None:
         self.folder, self.data, self.model = folder, data, model
@@ -453,7 +453,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2, help="pairs of arms of the leaks")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
     parser.add_argument("--train-only", action="store_true", help="train all models and stop")
-    parser.add_argument("--calibration", type=int, default=400, help="re-randomised assignments")
+    parser.add_argument("--calibration", type=int, default=2000, help="re-randomised assignments")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(arguments)
     named = os.environ.get("LMD3_DATA")

@@ -39,7 +39,14 @@ def markdown(frame: pd.DataFrame) -> str:
 def bars_table(bars: Sequence[Bar]) -> str:
     """Bars as a table."""
     rows = [
-        {"": b.what, "bar": b.wanted, "found": b.found, "holds": "yes" if b.holds else "**no**"} for b in bars
+        {
+            "claim": b.claim,
+            "": b.what,
+            "bar": b.wanted,
+            "found": b.found,
+            "holds": "yes" if b.holds else "**no**",
+        }
+        for b in bars
     ]
     return markdown(pd.DataFrame(rows))
 
@@ -79,6 +86,19 @@ FACTS_AGAIN = {
     "facts-other": "By that seed and in other words: five other statements, two of which name the value"
     " before the person, and another question. They were written once and not adjusted:",
 }
+
+
+def mediation_said(leak: Tables) -> str:
+    """The mediation of a leak in words."""
+    found = leak.summary["mediation"]
+    if "refused" in found:
+        return f"refused, since {found['refused']}"
+    low, high = found["indirect"][1:]
+    return (
+        f"indirect {found['indirect'][0]:+.3f} [{low:+.3f}, {high:+.3f}] of a total of"
+        f" {found['total'][0]:+.3f}; it vanishes were the errors of the two models correlated by"
+        f" {found['rho_zero']:+.2f}"
+    )
 
 
 def accuracy_table(facts: Tables) -> str:
@@ -218,6 +238,7 @@ def write(
         " the model too. For exact copies of one dose the change of log density all but follows from the"
         " item's baseline density, so among them an effect of density can't be told from one of the baseline:"
         " what could speak for density beyond the label is the paraphrases' slope.",
+        f"Mediation (how much of the dose's effect passes through density): {mediation_said(questions)}.",
         "Spillover among untreated items, by replayed assignments with each item's mean exposure taken"
         " off; the naive"
         " p-value takes for random an exposure that is not:",
@@ -242,9 +263,14 @@ def write(
         "## Claim C: density and perplexity",
         "\n".join(f"* **{name}**: {text}" for name, text in sentences.summary["verdicts"].items()),
         relations_table(sentences),
+        "`error by group` is a sandwich over so few groups that it is rough. How much of the slope one group"
+        " makes (h = the primary one, over length and word frequency alone):",
+        without_table(sentences),
+        "Groups trained on against groups that were not, slopes per standard deviation of the trained:",
+        contrasts_table(sentences, "trained", "trained", "untrained"),
         "Finetuned against not, over texts of the groups that were left out, on the density under the"
         " finetuning texts:",
-        contrasts_table(sentences),
+        contrasts_table(sentences, "finetuned", "after", "before"),
     ]
     if (sentences.folder / "analysis" / "rivals.parquet").exists():
         names = {
@@ -258,6 +284,9 @@ def write(
             "### Rivals in the same ladder",
             (sentences.folder / "rivals.txt").read_text(encoding="utf-8"),
             markdown(sentences["analysis/rivals"][list(names)].rename(columns=names)),
+            "The seconds of log density are its queries' share of the scan, after all texts were embedded;"
+            " the rivals look at the nearest texts that the scan found. One run over these queries:"
+            " differences of a few thousandths are noise.",
         ]
     parts += [
         "## Subsets as ground truth",
@@ -295,19 +324,69 @@ def relations_table(pretrain: Tables) -> str:
     return markdown(rows[list(names)].rename(columns=names))
 
 
-def contrasts_table(pretrain: Tables) -> str:
-    """Slopes after and before finetuning."""
-    rows = pretrain["analysis/contrasts"]
-    rows = rows[rows["contrast"].str.startswith("finetuned")]
+def without_table(pretrain: Tables) -> str:
+    """Slopes within trained groups, one of them left away."""
+    rows = pretrain["analysis/relations"]
+    rows = rows[
+        rows["primary"]
+        & (rows["effects"] == "within")
+        & (rows["controls"] == "base")
+        & rows["sample"].str.startswith("trained")
+    ]
     names = {
-        "contrast": "contrast",
-        "bandwidth": "h",
-        "first": "after",
-        "second": "before",
-        "difference": "difference",
-        "std_error": "error",
+        "sample": "groups",
+        "estimate": "slope per SD",
+        "std_error": "HC3 error",
+        "p_value": "p",
+        "delta_within": "ΔR² within",
+        "n": "n",
     }
     return markdown(rows[list(names)].rename(columns=names))
+
+
+def contrasts_table(pretrain: Tables, kind: str, first: str, second: str) -> str:
+    """Slopes and their differences."""
+    rows = pretrain["analysis/contrasts"]
+    rows = rows[rows["contrast"].str.startswith(kind)]
+    names = {
+        "contrast": "contrast",
+        "controls": "beyond",
+        "bandwidth": "h",
+        "first": first,
+        "second": second,
+        "difference": "difference",
+        "std_error": "error",
+        "p_value": "p",
+    }
+    return markdown(rows[list(names)].rename(columns=names))
+
+
+def open_points(tables: Mapping[str, Tables]) -> list[str]:
+    """What the bars do not ask for, and a reader should."""
+    lines = []
+    slopes = tables["questions"]["analysis/slopes"]
+    rows = slopes[slopes["primary"] & (slopes["outcome"] == "prompt") & (slopes["sample"] == "all")]
+    r_squared = rows.set_index("model")["r_squared"]
+    if {"dose", "overall"} <= set(r_squared.index):
+        dose, density = r_squared["dose"], r_squared["overall"]
+        lines.append(
+            f"* Dose alone explains {'more' if dose > density else 'less'} of the questions' Δ (R²"
+            f" {dose:.2f}) than Δ log density alone (R² {density:.2f} at the primary bandwidth)."
+        )
+    contrasts = tables["sentences"]["analysis/contrasts"]
+    for row in contrasts[contrasts["primary"] & contrasts["contrast"].str.startswith("trained")].itertuples():
+        clear = row.ci_low > 0 or row.ci_high < 0
+        lines.append(
+            f"* Trained against untrained groups, beyond {row.controls}: difference of slopes"
+            f" {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+            f"{'' if clear else ': not told apart'}."
+        )
+    pooled = contrasts[contrasts["primary"] & contrasts["contrast"].str.contains("pooled")]
+    return lines + [
+        f"* Without group effects the contrast of finetuning is {gap:+.3f}: "
+        + ("it has the other sign, so group effects belong in it." if gap > 0 else "the same sign.")
+        for gap in pooled["difference"]
+    ]
 
 
 def conclusions(tables: Mapping[str, Tables], bars: Sequence[Bar]) -> str:
@@ -342,6 +421,7 @@ def conclusions(tables: Mapping[str, Tables], bars: Sequence[Bar]) -> str:
                 + " at the largest dose"
                 + (f"; {' and '.join(below)} does not carry over to the answers there." if below else ".")
             )
+    lines += open_points(tables)
     said = tables["questions"].summary["verdicts"]
     lines += [f"* Beyond the label: {said['beyond dose']}"] if "beyond dose" in said else []
     lines += [f"* {said['spillover']}"] if "spillover" in said else []

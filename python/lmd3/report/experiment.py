@@ -170,14 +170,15 @@ def _changes(of: Experiment) -> Drawn:
         )
     if cells is not None:
         for name in _outcomes(cells, of.summary):
-            if name.startswith(PLACEBO):
+            if name.startswith(PLACEBO) or not _varies(cells, name, "mean"):
                 continue
             text = f"Change of {words.name(name)} against the untreated of the same block."
             out[f"dose-{name}"] = (_effects(cells, name), text, "cells.parquet")
     points = of.tables.get("points")
     if points is not None and {"delta_density", "delta"} <= set(points.columns):
-        names = _outcomes(points, of.summary)
-        for name in names:
+        for name in _outcomes(points, of.summary):
+            if not _varies(points, name, "delta"):
+                continue
             text = f"Claim B: an item each; size: copies. Line: {words.name(name)} on log density."
             out[f"changes-{name}"] = (_pairs(of, points, name, at), text, "points.parquet")
     bins = of.tables.get("spillover_bins")
@@ -214,6 +215,11 @@ def _changes(of: Experiment) -> Drawn:
     if loss is not None and {"step", "loss"} <= set(loss.columns):
         out["loss"] = (figures.loss_curves(loss), "Loss while training, a line per run.", "loss.parquet")
     return out
+
+
+def _varies(table: pd.DataFrame, name: str, column: str) -> bool:
+    """Whether an outcome changed anywhere: nothing is drawn of one that did not."""
+    return bool((table.loc[table["outcome"] == name, column].fillna(0.0) != 0).any())
 
 
 def _effects(cells: pd.DataFrame, name: str) -> Any:
