@@ -361,6 +361,10 @@ def contrasts_table(pretrain: Tables, kind: str, first: str, second: str) -> str
     return markdown(rows[list(names)].rename(columns=names))
 
 
+def _steeper(difference: float) -> str:
+    return f": steeper in the {'trained' if difference < 0 else 'untrained'} groups"
+
+
 def open_points(tables: Mapping[str, Tables]) -> list[str]:
     """What the bars do not ask for, and a reader should."""
     lines = []
@@ -379,7 +383,7 @@ def open_points(tables: Mapping[str, Tables]) -> list[str]:
         lines.append(
             f"* Trained against untrained groups, beyond {row.controls}: difference of slopes"
             f" {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-            f"{'' if clear else ': not told apart'}."
+            f"{_steeper(row.difference) if clear else ': not told apart'}."
         )
     pooled = contrasts[contrasts["primary"] & contrasts["contrast"].str.contains("pooled")]
     return lines + [
