@@ -309,8 +309,8 @@ class Claims:
             command: what it says it was made by.
         """
         with self.measured():
-            recomputed, calibration = self._work()
-        return self._page(place, command, recomputed, calibration)
+            self._work()
+        return self.write_page(place, command)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -328,7 +328,7 @@ class Claims:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, [*runs, minutes])
 
-    def _work(self) -> tuple[float, dict[str, float]]:
+    def _work(self) -> None:
         self.train()
         questions, facts, sentences = self.questions(), self.facts(), self.sentences()
         self.say("Claims A and B: leaked questions ...")
@@ -349,9 +349,17 @@ class Claims:
             self.questions(NGRAM).run()
         self.say("Subsets ...")
         self.subsets().run()
-        return recompute(questions), self._calibrate(questions)
+        checks = {"recomputed": recompute(questions), "calibration": self._calibrate(questions)}
+        write_json(self.folder / "checks.json", checks)
 
-    def _page(self, place: Path, command: str, recomputed: float, calibration: dict[str, float]) -> list[Bar]:
+    def write_page(self, place: Path, command: str) -> list[Bar]:
+        """Writes the page from the finished experiments.
+
+        Raises:
+            FileMissingError: they have not been run to their end.
+        """
+        checks = read_json(self.folder / "checks.json")
+        recomputed, calibration = checks["recomputed"], checks["calibration"]
         tables = {
             name: Tables(self.folder / name)
             for name in (
@@ -452,6 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="training runs at a time, one thread each")
     parser.add_argument("--seeds", type=int, default=2, help="pairs of arms of the leaks")
     parser.add_argument("--seed", type=int, default=0, help="of all draws")
+    parser.add_argument("--page-only", action="store_true", help="write the page of finished experiments")
     parser.add_argument("--train-only", action="store_true", help="train all models and stop")
     parser.add_argument("--calibration", type=int, default=2000, help="re-randomised assignments")
     parser.add_argument("--quiet", action="store_true")
@@ -472,7 +481,8 @@ def main(arguments: list[str] | None = None) -> int:
             with claims.measured():
                 claims.train()
             return 0
-        bars = claims.run(options.page, "LMD3_DATA=… make claims" if named else "make claims")
+        command = "LMD3_DATA=… make claims" if named else "make claims"
+        bars = (claims.write_page if options.page_only else claims.run)(options.page, command)
     except Lmd3Error as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2 if error.refused else 1

@@ -266,6 +266,8 @@ def write(
         "`error by group` is a sandwich over so few groups that it is rough. How much of the slope one group"
         " makes (h = the primary one, over length and word frequency alone):",
         without_table(sentences),
+        "The slope inside each group at that h:",
+        groups_table(sentences),
         "Groups trained on against groups that were not, slopes per standard deviation of the trained:",
         contrasts_table(sentences, "trained", "trained", "untrained"),
         "Finetuned against not, over texts of the groups that were left out, on the density under the"
@@ -344,6 +346,23 @@ def without_table(pretrain: Tables) -> str:
     return markdown(rows[list(names)].rename(columns=names))
 
 
+def groups_table(pretrain: Tables) -> str:
+    """The slope inside each group, without and with the largest cosine."""
+    rows = pretrain["analysis/groups"]
+    rows = rows[rows["primary"]].sort_values(["trained", "group"], ascending=[False, True], kind="stable")
+    names = {
+        "group": "group",
+        "trained": "trained on",
+        "controls": "beyond",
+        "estimate": "slope per SD",
+        "std_error": "HC3 error",
+        "p_value": "p",
+        "n": "n",
+    }
+    rows = rows.assign(trained=["yes" if trained else "no" for trained in rows["trained"]])
+    return markdown(rows[list(names)].rename(columns=names))
+
+
 def contrasts_table(pretrain: Tables, kind: str, first: str, second: str) -> str:
     """Slopes and their differences."""
     rows = pretrain["analysis/contrasts"]
@@ -361,6 +380,13 @@ def contrasts_table(pretrain: Tables, kind: str, first: str, second: str) -> str
     return markdown(rows[list(names)].rename(columns=names))
 
 
+def flat_groups(pretrain: Tables) -> str:
+    """The groups trained on in which no slope is seen."""
+    rows = pretrain["analysis/groups"]
+    rows = rows[rows["primary"] & rows["trained"] & (rows["controls"] == "base")]
+    return ", ".join(rows[(rows["p_value"] > 0.05) | (rows["estimate"] > 0)]["group"])
+
+
 def _steeper(difference: float) -> str:
     return f": steeper in the {'trained' if difference < 0 else 'untrained'} groups"
 
@@ -376,6 +402,10 @@ def open_points(tables: Mapping[str, Tables]) -> list[str]:
         lines.append(
             f"* Dose alone explains {'more' if dose > density else 'less'} of the questions' Δ (R²"
             f" {dose:.2f}) than Δ log density alone (R² {density:.2f} at the primary bandwidth)."
+        )
+    if flat := flat_groups(tables["sentences"]):
+        lines.append(
+            f"* Claim C holds over the trained groups together; inside {flat} alone no slope below 0 is seen."
         )
     contrasts = tables["sentences"]["analysis/contrasts"]
     for row in contrasts[contrasts["primary"] & contrasts["contrast"].str.startswith("trained")].itertuples():

@@ -27,6 +27,25 @@ LADDER: dict[str, tuple[str, ...]] = {
     "base + typicality + max_cosine": (*CONTROLS, "typicality", "max_cosine"),
 }
 
+#: The contrasts in words, with what their two slopes are of.
+_CONTRASTS = {
+    "trained − untrained": (
+        "Groups trained on against groups that were not, per standard deviation of the first",
+        "where trained",
+        "where not",
+    ),
+    "finetuned, after − before": (
+        "Texts of the groups left out, within groups, on the density under the finetuning texts",
+        "after finetuning",
+        "before",
+    ),
+    "finetuned, pooled, after − before": (
+        "The same without group effects, where differences between groups weigh in",
+        "after finetuning",
+        "before",
+    ),
+}
+
 #: Fewest texts of a group for a slope of its own.
 FEWEST = 30
 
@@ -290,10 +309,14 @@ def verdicts(relations: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]
             f" [{other['ci_low']:+.3f}, {other['ci_high']:+.3f}], ΔR² {other['delta_r_squared']:.4f}."
         )
     if len(contrasts):
-        for row in contrasts[contrasts["primary"]].itertuples():
+        rows_of: Any = contrasts[contrasts["primary"]].itertuples()
+        for row in rows_of:
             if row.controls == "base":
+                of, first, second = _CONTRASTS.get(str(row.contrast), (str(row.contrast), "", ""))
+                clear = row.ci_low > 0 or row.ci_high < 0
                 said[str(row.contrast)] = (
-                    f"{row.first:+.3f} against {row.second:+.3f}: difference {row.difference:+.3f}"
-                    f" [{row.ci_low:+.3f}, {row.ci_high:+.3f}]."
+                    f"{of}: slope {row.first:+.3f} {first} against {row.second:+.3f} {second}, difference"
+                    f" {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+                    f"{'' if clear else ': not told apart'}."
                 )
     return said

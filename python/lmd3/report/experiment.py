@@ -127,7 +127,7 @@ def render_experiment(folder: str | Path) -> str:
     """The page of an experiment as a string."""
     of = Experiment.read(Path(folder))
     command = str(of.run.get("command") or "experiment")
-    drawn = {**_changes(of), **_relations(of), **_scores(of)}
+    drawn = {**_changes(of), **_relations(of), **_scores(of), **_losses(of)}
     shown = of.summary | {"verdicts": None}
     return (
         environment()
@@ -211,10 +211,15 @@ def _changes(of: Experiment) -> Drawn:
                 figure = figures.draws_against(draws, float(row["statistic"]), title, float(row["p_value"]))
                 text = f"{words.name(str(row['outcome']))}, {row['test']}: under replayed assignments."
                 out[f"null-{row['test']}"] = (figure, text, "nulls.parquet")
-    loss = of.tables.get("loss")
-    if loss is not None and {"step", "loss"} <= set(loss.columns):
-        out["loss"] = (figures.loss_curves(loss), "Loss while training, a line per run.", "loss.parquet")
     return out
+
+
+def _losses(of: Experiment) -> Drawn:
+    """The loss curves of the training runs."""
+    loss = of.tables.get("loss")
+    if loss is None or not {"step", "loss"} <= set(loss.columns):
+        return {}
+    return {"loss": (figures.loss_curves(loss), "Loss while training, a line per run.", "loss.parquet")}
 
 
 def _varies(table: pd.DataFrame, name: str, column: str) -> bool:
@@ -273,6 +278,8 @@ def _relations(of: Experiment) -> Drawn:
     relations = of.tables.get("relations")
     if relations is not None:
         first = relations["primary"].fillna(False).astype(bool)
+        # Of the samples without one group a line each: the table has the rest.
+        first &= ~relations["sample"].str.startswith("trained without") | (relations["controls"] == "base")
         figure = _estimates(
             relations[first], "slope: nats per token per standard deviation",
             lambda row: f"{row['sample']}, {row['effects']}, {row['controls']}",
