@@ -4,7 +4,8 @@
     python benches/approx.py powerlaw         mixtures where one or a few rows decide a sum
     python benches/approx.py published        the setting of the DEANN paper on digits and a mixture
     python benches/approx.py neighbors        nearest rows against faiss IVF-SQ8
-    python benches/approx.py time --rows N    N synthesised int8 rows against the exact scan
+    python benches/approx.py time --rows N    N synthesised int8 rows against the exact scan, DEANN by faiss;
+                                              stopped, the same command goes on (--folder keeps its state)
 
 `make bench-approx` runs the first four.
 """
@@ -46,13 +47,16 @@ def machine() -> dict[str, Any]:
 
 
 def sentences() -> tuple[Any, np.ndarray, np.ndarray]:
-    """The store, 40 test questions, and the numbers of 40 rows that are queries with themselves left out."""
+    """The store, the test questions, and the numbers of 40 rows that are queries with themselves left out.
+
+    The estimator's constants were chosen on other questions (200 to 259) and other rows, and on other draws.
+    """
     folder = os.environ.get("LMD3_DATA")
     if not folder:
         raise SystemExit("LMD3_DATA is not set: real data is not at hand")
     store = open_store(Path(folder) / "sentences" / "embeddings.npy")
     questions = np.load(Path(folder) / "gsm8k" / "test_questions_minilm.npy").astype(np.float32)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(41)
     held_out = np.sort(rng.choice(np.arange(7473, store.n), 40, replace=False))
     return store, questions, held_out
 
@@ -62,7 +66,10 @@ def run_cells(seeds: int, lists: int | None) -> dict[str, Any]:
     out: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         index = Index.build(store, Path(folder) / "index", lists=lists)
-        sides = (("gsm", questions[:40], None), ("held out", store.rows(held_out), held_out.astype(np.int64)))
+        sides = (
+            ("gsm", questions[600:640], None),
+            ("held out", store.rows(held_out), held_out.astype(np.int64)),
+        )
         rules = [("exponential", rule) for rule in ("ess=1000", "ess=100", "ess=10000")]
         rules += [("exponential", f"mass={z}") for z in (10, 1000)]
         rules += [("gaussian", f"mass={z}") for z in (10, 100, 10000)]
@@ -158,15 +165,11 @@ def run_neighbors(threads: int) -> dict[str, Any]:
 
 def run_time(rows: int, threads: int, folder: Path, keep: bool, queries: int = 1000) -> dict[str, Any]:
     source, questions, _ = sentences()
-    store = timing.synthesise(source, folder / f"synthetic-{rows}.lmd3", rows)
-    index, build_seconds, peak = timing.build(store, threads)
+    peer_rows = min(rows, 1_000_000)
     asked = np.ascontiguousarray(questions[:queries])
-    h = timing.bandwidth(store, asked)
-    found = timing.run(store, index, asked, h, ("reliability=0.99", "0.01"), repeat=2)
-    found["index"] = {"seconds": build_seconds, "peak_gb": peak, "lists": index.lists}
-    found["index"]["exact_queries"] = build_seconds / (min(found["exact_seconds"]) / len(asked))
+    found = timing.run(source, folder, rows, peer_rows, asked, threads)
     if not keep:
-        timing.clean(store)
+        timing.clean(folder, rows, peer_rows)
     return found
 
 

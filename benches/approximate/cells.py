@@ -75,7 +75,9 @@ class Cell:
         )
         relative = np.exp(z) / self.z - 1
         width = stats.t.ppf(0.975, df) * np.sqrt(variance)
-        covered = np.abs(relative) <= width * (1 + relative)
+        # The intervals that results carry are those of the log density.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            covered = np.abs(z - np.log(self.z)) <= width
         unflagged = (flags & 7) == 0
         spread = np.sqrt((relative.var(axis=0, ddof=1) / seeds).sum()) / q
         return {

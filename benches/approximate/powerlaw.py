@@ -1,7 +1,8 @@
 """The open risk: mixtures with power-law cluster scales, 54 dimensions, where one or a few rows decide a sum.
 
 True failures (|log error| above three standard errors) must be sent to exact by flag or audit, and not much
-else.
+else. The pilot of a job fails for half of the queries here; what is looked at is what becomes of these, and
+whether any estimate that is reported in the end has failed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from benches.approximate import rivals
 from numpy.typing import NDArray
 
 from lmd3.density import KernelDensity
-from lmd3.density.approximate import DRAW_COST, SLACK, Estimation, keys_of, parse_tolerance
+from lmd3.density.approximate import DRAW_COST, PILOT, SLACK, Estimation, keys_of, parse_tolerance
 from lmd3.density.scan import Asked, Scanner
 from lmd3.index import Index
 from lmd3.progress import silent
 from lmd3.store import open_store
 
 D, CLUSTERS = 54, 400
+
+#: No error counts below this: single precision.
+ARITHMETIC = 1e-3
 
 
 def mixture(n: int, seed: int) -> NDArray[np.float32]:
@@ -36,74 +40,92 @@ def mixture(n: int, seed: int) -> NDArray[np.float32]:
     return (centres[which] + scales[which, None] * rng.normal(size=(n, D))).astype(np.float32)
 
 
-def run(n: int = 100_000, q: int = 1000, tolerance: float = 0.05, seeds: int = 2) -> list[dict[str, Any]]:
-    rows, queries = mixture(n, 0), mixture(q, 1)
+def run(
+    n: int = 100_000, q: int = 1000, tolerance: float = 0.05, seeds: int = 2, threads: int | None = None
+) -> list[dict[str, Any]]:
+    """Densities of fresh queries (seed 101; the estimator was made on others), one row per bandwidth and
+    seed."""
+    rows, queries = mixture(n, 0), mixture(q, 101)
     store = open_store(rows)
     out = []
     with tempfile.TemporaryDirectory() as folder:
-        index = Index.build(store, Path(folder) / "i")
+        index = Index.build(store, Path(folder) / "i", threads=threads)
         ids = index.native.ids.astype(np.int64)
         ends = np.concatenate([[0], np.cumsum(index.native.sizes)]).astype(int)
         lists = [ids[a:b] for a, b in pairwise(ends)]
         near = index.native.nearest_lists(queries, index.lists)
         wide, norms = rows.astype(np.float64), (rows.astype(np.float64) ** 2).sum(1)
-        for mu in (1e-3, 1e-4, 1e-5):
-            kde = KernelDensity(kernel="gaussian", bandwidth=f"mu={mu:g}").fit(store)
-            h = kde.resolve(queries)[0].bandwidth
-            truth = KernelDensity(kernel="gaussian", bandwidth=h, normalize=False).fit(store).score_samples(
-                queries
-            ) + np.log(n)
+
+        def needs(chosen: NDArray[np.int64], h: float) -> NDArray[np.bool_]:
+            """Which of the queries the oracle can't do either with as many rows as "auto" may take."""
             need = np.zeros(q, bool)
-            for i, query in enumerate(queries.astype(np.float64)):
+            for i in chosen:
+                query = queries[i].astype(np.float64)
                 squared = np.maximum(norms + query @ query - 2 * wide @ query, 0)
                 # Relative to the largest, so that nothing underflows.
                 k = np.exp(-(squared - squared.min()) / (2 * h * h))
-                error = rivals.oracle(
-                    k, squared, lists, near[i][near[i] >= 0], int(n / DRAW_COST) + index.lists
-                )
+                budget = int(n / DRAW_COST) + index.lists
+                error = rivals.oracle(k, squared, lists, near[i][near[i] >= 0], budget)
                 need[i] = error > SLACK * tolerance
+            return need
+
+        for mu in (1e-3, 1e-4, 1e-5):
+            kde = KernelDensity(kernel="gaussian", bandwidth=f"mu={mu:g}", threads=threads).fit(store)
+            h = kde.resolve(queries[:200])[0].bandwidth
+            scanner = Scanner(store, None, "auto", threads, 2_000_000_000)
+            pairs = [("gaussian", h)]
+            truth = scanner.scan(queries, pairs).total.log_sum[:, 0]
             for seed in range(seeds):
                 job = Estimation(
-                    Scanner(store, None, "auto", None, 2_000_000_000),
+                    scanner,
                     index,
                     "stratified",
                     parse_tolerance(tolerance),
                     queries,
                     keys_of(open_store(queries)),
-                    [("gaussian", h)],
+                    pairs,
                     Asked(),
                     seed,
                     automatic=True,
                 )
+                pilot = job.stage(np.arange(q), np.full(q, float(PILOT)), 0, tolerance)
+                first = _failed(pilot.log_sum[:, 0] - truth, np.sqrt(pilot.variance[:, 0]))
                 sums, facts, _, exact = job.run(lambda line: None, silent)
-                error = np.abs(sums.log_sum[:, 0] - truth)
+                error = sums.log_sum[:, 0] - truth
                 # The raw standard error: what the audit added is taken off again.
-                ratio = facts["audit"].get("ratio") or [1.0]
-                widened = (
-                    max(ratio[0] or 1.0, 1.0)
-                    if facts["audit"].get("widened") and not facts["audit"].get("given_up")
-                    else 1.0
-                )
-                raw = np.sqrt(sums.variance[:, 0]) / widened
-                failed = ~(error <= 3 * np.maximum(raw, 1e-4))
-                final = np.where(exact, 0.0, error)
+                ratio = (facts["audit"].get("ratio") or [None])[0]
+                gave_up = bool(facts["audit"].get("given_up"))
+                widened = max(ratio or 1.0, 1.0) if facts["audit"].get("widened") and not gave_up else 1.0
+                failed = _failed(error, np.sqrt(sums.variance[:, 0]) / widened)
+                need = needs(np.flatnonzero(exact), h)
+                estimated = ~exact
                 out.append(
                     {
                         "mu": mu,
                         "h": h,
                         "seed": seed,
+                        "pilot_failures": int(first.sum()),
+                        "of_these_exact": int((first & exact).sum()),
+                        "of_these_estimated_well": int((first & estimated & ~failed).sum()),
                         "failures": int(failed.sum()),
                         "caught": int((failed & exact).sum()),
+                        "wrong_answers": int((failed & estimated).sum()),
                         "exact": int(exact.sum()),
                         "need": int(need.sum()),
-                        "beyond_need": float((exact & ~need).sum() / max(1, (~need).sum())),
+                        "beyond_need": float((exact & ~need).sum() / max(1, q - need.sum())),
                         "audited": facts["audited"],
-                        "audit_ratio": ratio[0],
-                        "given_up": facts["audit"].get("given_up"),
+                        "audit_ratio": ratio,
+                        "given_up": gave_up,
                         "reasons": facts["exact"],
-                        "final_wrong": int((~exact & ~(error <= 3 * widened * raw)).sum()),
-                        "final_worst": float(np.nanmax(final)),
-                        "final_rms": float(np.sqrt(np.mean(final[~exact] ** 2))) if (~exact).any() else 0.0,
+                        "worst": float(np.abs(error[estimated]).max()) if estimated.any() else 0.0,
+                        "rms": float(np.sqrt(np.mean(error[estimated] ** 2))) if estimated.any() else 0.0,
+                        "rows": float(sums.rows[estimated].mean()) if estimated.any() else 0.0,
                     }
                 )
     return out
+
+
+def _failed(error: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """|log error| above three standard errors, or no estimate."""
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(error) <= 3 * np.maximum(spread, ARITHMETIC / 3))

@@ -262,6 +262,7 @@ class Index:
         own: NDArray[np.int64] | None = None,
         target: float = 0.01,
         by_group: bool = False,
+        group_map: NDArray[np.uint32] | None = None,
         seed: int = 0,
         stage: int = 1,
         threads: int | None = None,
@@ -276,6 +277,8 @@ class Index:
             own: (Q,) row of the store to leave out, −1 for none.
             target: wanted relative error of a sum: the sampled part may rest on few rows where it is smaller.
             by_group: sums of each group of rows too.
+            group_map: with `by_group`, the group from 0 that each of the store's codes counts to, uint32; by
+                default every code is a group of its own.
             seed: seed of the draws.
             stage: number of the stage: each draws anew.
             threads: None takes all cores.
@@ -284,6 +287,12 @@ class Index:
             `log_sum`, `variance` (of the log sum), `df`, `ess`, `flags` (Q, B); with groups the same with
             `group_` before their names (Q, G, B); `rows` read, random `draws` and the weight `excluded` (Q,).
         """
+        groups = None
+        if by_group:
+            codes = int(self.manifest["groups"])
+            if codes == 0:
+                raise ParameterError("the rows have no groups")
+            groups = np.arange(codes, dtype=np.uint32) if group_map is None else group_map
         return self.native.stage(
             queries,
             keys,
@@ -291,7 +300,8 @@ class Index:
             rows,
             own=own,
             target=target,
-            by_group=by_group,
+            group_map=groups,
+            group_count=0 if groups is None else int(groups.max()) + 1,
             seed=seed,
             stage=stage,
             threads=threads or 0,

@@ -5,6 +5,7 @@ pub mod exact;
 pub mod knn;
 mod profile;
 pub mod sample;
+mod shares;
 pub mod stratified;
 
 /// Log densities under one set of rows (the whole corpus or one group of it). Arrays are [query · kernels + kernel].

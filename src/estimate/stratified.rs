@@ -14,6 +14,7 @@
 
 use rayon::prelude::*;
 
+use super::shares::{Shares, Stretched, Total};
 use super::{Guess, flags, profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::index::gather::{Asked, Found, Run, gather};
@@ -75,8 +76,9 @@ pub struct Stage<'a> {
     pub target: f64,
     /// Rows of a short run.
     pub block: u32,
-    /// Whether to keep the groups apart.
-    pub by_group: bool,
+    /// The group that each code of the store counts to, and how many there are: these are kept apart. With the index's moments of
+    /// groups each has a control variate of its own, without them it shares the total's.
+    pub groups: Option<(&'a [u32], usize)>,
     /// Seed.
     pub seed: u64,
     /// Number of the stage: each has draws of its own.
@@ -140,10 +142,15 @@ pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Ve
     if !fits || request.kernels.is_empty() || request.block == 0 {
         return Err(Error::new(ErrorKind::Shape, "keys, rows or rows to leave out are not one per query"));
     }
-    if request.by_group && index.groups().is_none() {
-        let message = "the index holds no moments of groups";
-        return Err(Error::new(ErrorKind::Parameter, message)
-            .remedy("it has them for 2 to 64 groups; take the exact method for more"));
+    let codes = index.manifest().groups as usize;
+    if request
+        .groups
+        .is_some_and(|(map, count)| map.len() != codes || map.iter().any(|&to| to as usize >= count))
+    {
+        return Err(Error::new(
+            ErrorKind::Shape,
+            format!("the groups kept apart do not fit the store's {codes}"),
+        ));
     }
     let width = index.panel_width();
     // The distances to all lists of the panels in flight, and the rows gathered, are what takes memory.
@@ -161,7 +168,7 @@ pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Ve
                 let queries = &asked.queries[start * asked.d..stop * asked.d];
                 let norms = &asked.sq_norms[start..stop];
                 let ranked = index.rank(queries, norms);
-                let groups = request.by_group.then(|| group_distances(index, queries, norms));
+                let groups = request.groups.map(|_| group_distances(index, queries, norms));
                 let mut planner = Planner::new(index, request);
                 (start..stop)
                     .map(|query| planner.plan(query, &ranked, query - start, groups.as_deref()))
@@ -223,8 +230,8 @@ struct Planner<'a> {
     log_mu: Vec<f64>,
     residual: Vec<f64>,
     relative: Vec<f64>,
-    /// Per kernel and list: the part of the model's variance that counts.
-    parts: Vec<f64>,
+    /// Per kernel and list: whether few of its rows may decide its sum.
+    tails: Vec<bool>,
     /// Rows to draw of each list; 0 where it is read whole.
     draws: Vec<f64>,
 }
@@ -255,7 +262,7 @@ impl<'a> Planner<'a> {
                 .collect(),
             residual: vec![0.0; pairs],
             relative: vec![0.0; pairs],
-            parts: vec![0.0; pairs],
+            tails: vec![false; pairs],
             draws: vec![0.0; lists],
         }
     }
@@ -331,7 +338,7 @@ impl<'a> Planner<'a> {
                 let found = profile::predict(kernel, dm + entry.tr, spread, least, self.log_sizes[list]);
                 log_mu[list] = found.log_mu;
                 residual[list] = found.log_residual + self.log_scales[list];
-                self.parts[h * count + list] = if found.tail { TAIL } else { MODEL };
+                self.tails[h * count + list] = found.tail;
                 shifts[h] = shifts[h].max(found.log_mu);
             }
         }
@@ -353,7 +360,8 @@ impl<'a> Planner<'a> {
                 let n = lists[list].n as f64;
                 sum += lists[list].weight * (self.log_mu[h * count + list] - shift).exp();
                 let r = n * self.relative[h * count + list];
-                model += self.parts[h * count + list] * r * r * (1.0 / self.draws[list] - 1.0 / n);
+                let part = if self.tails[h * count + list] { TAIL } else { MODEL };
+                model += part * r * r * (1.0 / self.draws[list] - 1.0 / n);
             }
             let model = if model > 0.0 { model.ln() + 2.0 * (peaks[h] - shift) } else { f64::NEG_INFINITY };
             plan.known.push((shift, sum, model));
@@ -362,8 +370,8 @@ impl<'a> Planner<'a> {
             stretch.to_mean = mean_sq(stretch.list as usize);
             stretch.variance = variance(stretch.list as usize, stretch.to_mean, &self.bins);
         }
-        if let (Some(distances), Some(groups)) = (groups, index.groups()) {
-            self.known_of_groups(&mut plan, groups, distances, &mean_sq, lane, width, &shifts);
+        if let (Some(distances), Some(moments), Some(groups)) = (groups, index.groups(), request.groups) {
+            self.known_of_groups(&mut plan, moments, groups, distances, &mean_sq, lane, width, &shifts);
         }
         plan
     }
@@ -374,6 +382,7 @@ impl<'a> Planner<'a> {
         &self,
         plan: &mut Plan,
         groups: &crate::index::GroupMoments,
+        (map, kept): (&[u32], usize),
         distances: &[f32],
         mean_sq: &dyn Fn(usize) -> f64,
         lane: usize,
@@ -382,7 +391,7 @@ impl<'a> Planner<'a> {
     ) {
         let (lists, kernels) = (self.index.lists(), self.request.kernels);
         let count = lists.len();
-        plan.known_groups = vec![0.0; self.index.manifest().groups as usize * kernels.len()];
+        plan.known_groups = vec![0.0; kept * kernels.len()];
         for list in (0..count).filter(|&list| !self.whole[list] && lists[list].n > 0) {
             let u = mean_sq(list) + lists[list].tr;
             for (h, kernel) in kernels.iter().enumerate() {
@@ -391,7 +400,7 @@ impl<'a> Planner<'a> {
                 for entry in groups.first[list] as usize..groups.first[list + 1] as usize {
                     let [_, weight, tr] = groups.moments[entry];
                     let own = f64::from(distances[entry * width + lane]) + tr;
-                    plan.known_groups[groups.codes[entry] as usize * kernels.len() + h] +=
+                    plan.known_groups[map[groups.codes[entry] as usize] as usize * kernels.len() + h] +=
                         weight * mu * (1.0 + slope * (own - u));
                 }
             }
@@ -638,16 +647,18 @@ impl Reader<'_> {
         let (index, request) = (self.index, self.request);
         let view = index.view();
         let own = request.own.map_or(NO_ROW, |own| own[query]);
-        let groups = if request.by_group { index.manifest().groups as usize } else { 0 };
+        let (map, count) = request.groups.unwrap_or((&[], 0));
+        // With moments of their own, or by their shares of the draws.
+        let (groups, shared) = if index.groups().is_some() { (count, 0) } else { (0, count) };
         let lists = index.lists();
         let mut outcome = Outcome { total: Vec::new(), groups: Vec::new(), rows: 0, draws: 0, excluded: 0.0 };
         let weight = |row: u64| view.weights.map_or(1.0, |weights| f64::from(weights[row as usize]));
-        let group = |row: u64| view.groups.map_or(0, |groups| groups[row as usize] as usize);
+        let group = |row: u64| view.groups.map_or(0, |groups| map[groups[row as usize] as usize] as usize);
         let is_own = |row: u64| own != NO_ROW && index.ids()[row as usize] == own;
         // The row left out weighs nothing wherever it is met; known to be gone only where its list is read whole.
         let (mut met, mut nearest) = (own == NO_ROW, f64::INFINITY);
-        let mut in_groups = vec![0_u64; groups];
-        let mut drawn_groups = vec![0_u64; groups];
+        let mut in_groups = vec![0_u64; count];
+        let mut drawn_groups = vec![0_u64; count];
         for &(list, run) in &plan.whole {
             outcome.rows += lists[list as usize].n;
             self.rows(run, lists[list as usize].n as u32, |row, sq| {
@@ -657,14 +668,14 @@ impl Reader<'_> {
                 } else {
                     nearest = nearest.min(sq);
                 }
-                if groups > 0 {
+                if count > 0 {
                     in_groups[group(row)] += 1;
                 }
             });
         }
         for stretch in plan.heavy.iter().chain(&plan.light) {
             outcome.draws += u64::from(stretch.len);
-            if groups > 0 {
+            if count > 0 {
                 self.rows(stretch.run, stretch.len, |row, _| drawn_groups[group(row)] += 1);
             }
         }
@@ -676,6 +687,7 @@ impl Reader<'_> {
             let scale = if shift.is_finite() { (shift - top).exp() } else { 0.0 };
             let mut sums = Sums { z: known * scale, ..Sums::default() };
             let mut by_group = vec![Sums::default(); groups];
+            let mut shares = Shares::new(shared);
             for (code, sums) in by_group.iter_mut().enumerate() {
                 sums.z = plan.known_groups[code * request.kernels.len() + h] * scale;
             }
@@ -694,6 +706,9 @@ impl Reader<'_> {
                     }
                     if groups > 0 {
                         by_group[group(row)].z += k;
+                    } else if shared > 0 {
+                        let whole = &mut shares.whole[group(row)];
+                        *whole = (whole.0 + k, whole.1 + k * k);
                     }
                 });
             }
@@ -704,7 +719,7 @@ impl Reader<'_> {
                 let mu = (found.0 - top).exp();
                 let b = found.1 * mu;
                 let (mut sum, mut square, mut k_sum, mut k_square) = (0.0, 0.0, 0.0, 0.0);
-                let mut blurred = (0.0, 0.0);
+                let (mut blurred, mut stretched) = ((0.0, 0.0), Stretched::default());
                 parts.clear();
                 parts.resize(groups, (0.0, 0.0));
                 self.rows(stretch.run, stretch.len, |row, sq| {
@@ -724,14 +739,19 @@ impl Reader<'_> {
                         let part = &mut parts[group(row)];
                         part.0 += e;
                         part.1 += e * e;
+                    } else if shared > 0 {
+                        stretched.add(group(row) as u32, e, k);
                     }
                 });
-                (sum, square, k_sum, k_square, blurred)
+                (sum, square, k_sum, k_square, blurred, stretched.merge())
             };
             let mut parts = Vec::new();
             for stretch in &plan.heavy {
-                let (sum, square, k_sum, k_square, blurred) = stretch_sums(stretch, &mut parts);
+                let (sum, square, k_sum, k_square, blurred, stretched) = stretch_sums(stretch, &mut parts);
                 let (n, a) = (lists[stretch.list as usize].n as f64, f64::from(stretch.len));
+                if shared > 0 {
+                    shares.heavy.push((n, a, stretched));
+                }
                 let variance = |sum: f64, square: f64| {
                     n * n * (1.0 - a / n).max(0.0) * ((square - sum * sum / a) / (a - 1.0)).max(0.0) / a
                 };
@@ -753,8 +773,11 @@ impl Reader<'_> {
                     lists[stretch.list as usize].n as f64 / (f64::from(stretch.len) * stretch.share)
                 };
                 let factors = [factor(&pair[0]), factor(&pair[1])];
-                let (first, _, k_first, kk_first, blur_first) = stretch_sums(&pair[0], &mut parts);
-                let (second, _, k_second, kk_second, blur_second) = stretch_sums(&pair[1], &mut other);
+                let (first, _, k_first, kk_first, blur_first, one) = stretch_sums(&pair[0], &mut parts);
+                let (second, _, k_second, kk_second, blur_second, two) = stretch_sums(&pair[1], &mut other);
+                if shared > 0 {
+                    shares.light.push([(factors[0], one), (factors[1], two)]);
+                }
                 let (left, right) = (factors[0] * first, factors[1] * second);
                 sums.z += 0.5 * (left + right);
                 sums.vary(0.25 * (left - right).powi(2), 1.0);
@@ -790,22 +813,35 @@ impl Reader<'_> {
                 bits |= flags::MODEL;
             }
             outcome.total.push(guess(&sums, model, top, bits));
-            for (code, group) in by_group.iter().enumerate() {
-                let few = drawn_groups[code] > 0 && in_groups[code] + drawn_groups[code] < GROUP_DRAWS;
-                let mut bits = if few { flags::FEW_DRAWS } else { 0 };
-                if group.z.is_nan() || group.z <= 0.0 {
-                    bits |= flags::NOT_POSITIVE;
-                }
-                let share = if sums.sampled > 0.0 { (group.z / sums.z).clamp(0.0, 1.0) } else { 0.0 };
-                outcome.groups.push(guess(group, model * share, top, bits));
+            let rounding = sums.blur * sums.blur + sums.blur_sq;
+            let mut found: Vec<Guess> = by_group
+                .iter()
+                .map(|group| {
+                    let share = (group.z / sums.z).clamp(0.0, 1.0);
+                    let hidden = if sums.sampled > 0.0 { model * share } else { 0.0 };
+                    guess(group, hidden + rounding * share * share, top, 0)
+                })
+                .collect();
+            if shared > 0 {
+                let square = sums.z * sums.z;
+                let (model, rounding) = (if plan.sampled { model / square } else { 0.0 }, rounding / square);
+                found = shares.finish(Total { z: sums.z, top, model, rounding });
             }
+            for (code, guess) in found.iter_mut().enumerate() {
+                // Nothing is missing of a group where every row was read, nor is there more to know of one that has none.
+                let drawn = in_groups[code] + drawn_groups[code];
+                let few = drawn < GROUP_DRAWS && plan.sampled && (shared > 0 || drawn_groups[code] > 0);
+                guess.flags = if few { flags::FEW_DRAWS } else { 0 };
+                guess.flags |= if guess.log_sum.is_finite() { 0 } else { flags::NOT_POSITIVE };
+            }
+            outcome.groups.append(&mut found);
         }
-        if groups > 0 {
+        if count > 0 {
             // [kernel][group] as they came → [group][kernel].
             let kernels = request.kernels.len();
             let found = std::mem::take(&mut outcome.groups);
             outcome.groups =
-                (0..groups * kernels).map(|at| found[at % kernels * groups + at / kernels]).collect();
+                (0..count * kernels).map(|at| found[at % kernels * count + at / kernels]).collect();
         }
         outcome
     }

@@ -245,8 +245,9 @@ impl PyIndex {
     /// One stage of stratified sampling: arrays by name, see `stage_arrays`.
     ///
     /// `keys` uint64 (Q,) and `rows` uint64 (Q,): what draws depend on, and how many rows (centroids not counted);
-    /// `own` int64 (Q,) with −1 for none.
-    #[pyo3(signature = (queries, keys, kernels, rows, *, own=None, target=0.01, block=8, by_group=false, seed=0, stage=1, threads=0))]
+    /// `own` int64 (Q,) with −1 for none; `group_map` uint32 (groups of the store,): the group, of `group_count`, that each code
+    /// counts to in the sums by group.
+    #[pyo3(signature = (queries, keys, kernels, rows, *, own=None, target=0.01, block=8, group_map=None, group_count=0, seed=0, stage=1, threads=0))]
     #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
     fn stage<'py>(
         &self,
@@ -258,7 +259,8 @@ impl PyIndex {
         own: Option<PyReadonlyArray1<'py, i64>>,
         target: f64,
         block: u32,
-        by_group: bool,
+        group_map: Option<PyReadonlyArray1<'py, u32>>,
+        group_count: usize,
         seed: u64,
         stage: u64,
         threads: usize,
@@ -278,7 +280,10 @@ impl PyIndex {
             own: own.as_deref(),
             target,
             block,
-            by_group,
+            groups: match &group_map {
+                Some(map) => Some((map.as_slice()?, group_count)),
+                None => None,
+            },
             seed,
             stage,
         };
@@ -292,11 +297,10 @@ impl PyIndex {
         let n = outcomes.len();
         let totals: Vec<Guess> = outcomes.iter().flat_map(|outcome| outcome.total.iter().copied()).collect();
         guesses(&out, "", &totals, &[n, kernels.len()])?;
-        if by_group {
+        if group_map.is_some() {
             let found: Vec<Guess> =
                 outcomes.iter().flat_map(|outcome| outcome.groups.iter().copied()).collect();
-            let groups = self.inner.manifest().groups as usize;
-            guesses(&out, "group_", &found, &[n, groups, kernels.len()])?;
+            guesses(&out, "group_", &found, &[n, group_count, kernels.len()])?;
         }
         out.set_item(
             "rows",

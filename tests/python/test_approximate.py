@@ -308,6 +308,58 @@ def test_the_rounding_of_the_copy_is_in_the_error(tmp_path: Path) -> None:
         assert spread.max() < 30 * max(error.max(), 1e-9), dtype
 
 
+def test_many_groups_by_their_shares_of_the_draws(tmp_path: Path) -> None:
+    """More groups than have moments: unbiased, their standard errors honest, null where few draws fell."""
+    rows, queries, h = mixture(N, 0), mixture(12, 1), 0.3
+    rng = np.random.default_rng(6)
+    share = np.r_[0.3, 0.2, np.full(88, 0.5 / 88)]
+    codes = rng.choice(90, size=N, p=share)
+    with StoreWriter(tmp_path / "s", dtype="float16") as writer:
+        writer.append(rows, groups=[f"g{code:02}" for code in codes])
+    store = open_store(tmp_path / "s")
+    index = Index.build(store)
+    assert not index.manifest["group_moments"] and len(store.groups) == 90
+    exact = truth(store, queries, [("exponential", h)])[:, 0]
+    found = [
+        index.stage(queries, keys(12), [("exponential", h)], rows_of(12, 2500), by_group=True, seed=s)
+        for s in range(40)
+    ]
+    z = np.exp(np.array([f["group_log_sum"][..., 0] for f in found]))
+    whole = np.exp(np.array([f["log_sum"][:, 0] for f in found]))
+    assert np.allclose(z.sum(-1), whole, rtol=1e-9)
+    few = (np.array([f["group_flags"][..., 0] for f in found]) & 16) > 0
+    large = np.array([store.groups.index("g00"), store.groups.index("g01")])
+    assert not few[:, :, large].any() and few.mean() > 0.5
+    ratio = z[:, :, large] / exact[:, large]
+    assert np.abs(ratio.mean((0, 1)) - 1).max() < 4 * ratio.std() / math.sqrt(40 * 12)
+    spread = np.sqrt(np.array([f["group_variance"][..., 0] for f in found]))[:, :, large]
+    off = np.log(ratio) / spread
+    assert 0.6 < np.sqrt((off**2).mean()) < 1.25
+    assert (np.abs(off) < 1.96).mean() > 0.92
+    # Taken together: two kept apart, the others one.
+    slots = np.full(90, 2, np.uint32)
+    slots[large] = [0, 1]
+    three = index.stage(
+        queries,
+        keys(12),
+        [("exponential", h)],
+        rows_of(12, 10 * N),
+        by_group=True,
+        group_map=slots,
+    )
+    rest = exact.sum(1) - exact[:, large].sum(1)
+    assert np.allclose(three["group_log_sum"][..., 0], np.log(np.c_[exact[:, large], rest]), atol=1e-5)
+    kde = KernelDensity(bandwidth=h, method="stratified", tolerance=0.05).fit(store)
+    chosen = kde.density(mixture(80, 3), by_group=True, groups=["g00", "g01"]).density.to_pandas()
+    truth_ = KernelDensity(bandwidth=h).fit(store)
+    expected = truth_.density(mixture(80, 3), by_group=True, groups=["g00", "g01"]).density.to_pandas()
+    assert set(chosen["group"].dropna()) == {"g00", "g01", "(other)"}
+    estimated = chosen["method"] == "stratified"
+    assert estimated.sum() > 60
+    off = (chosen["log_density"] - expected["log_density"])[estimated] / chosen["std_error"][estimated]
+    assert (np.abs(off.dropna()) < 3.5).mean() > 0.98
+
+
 def test_a_row_left_out_is_left_out(store: Store, index: Index) -> None:
     own = np.array([5, 510, 9000])
     queries = store.rows(own)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lmd3.density.design_error import design_of
+from lmd3.density.groups import OTHER_CODE
 from lmd3.density.rounds import MORE, NEIGHBORS, Rounds, range_length
 from lmd3.density.scan import Asked, Pair, Scan, Scanner
 from lmd3.errors import ParameterError
@@ -67,6 +68,9 @@ FLAGS = {1: "not_positive", 2: "few_rows", 4: "model", 8: "own_row", 16: "few_dr
 #: which counts most of it, decides.)
 DOUBTFUL = 1 | 2 | 8
 FEW_ROWS = 2
+
+#: Estimates of groups' sums that are held in memory at most (40 bytes each).
+GROUP_SUMS = 50_000_000
 
 #: Neighbours that DEANN sums exactly, and that the method knn sums alone.
 NEAR = 100
@@ -279,6 +283,7 @@ class Estimation:
                 own=own,
                 target=target,
                 by_group=self.asked.by_group,
+                group_map=group_slots(self.scanner.store, self.asked)[0],
                 seed=self.seed,
                 stage=stage,
                 threads=threads,
@@ -491,8 +496,12 @@ class Estimation:
         own = None if self.asked.own is None else np.ascontiguousarray(self.asked.own[chosen])
         queries = np.ascontiguousarray(self.queries[chosen])
         if self.rounds is not None:
-            return self.rounds.scan(self, queries, Asked(by_group=self.asked.by_group, own=own, tables=True))
-        asked = Asked(by_group=self.asked.by_group, own=own)
+            return self.rounds.scan(
+                self,
+                queries,
+                Asked(by_group=self.asked.by_group, groups=self.asked.groups, own=own, tables=True),
+            )
+        asked = Asked(by_group=self.asked.by_group, groups=self.asked.groups, own=own)
         return self.scanner.scan(queries, self.pairs, asked, progress, "exact")
 
     def _judge(
@@ -602,8 +611,8 @@ def choose(
             obstacles.append("there is no index (lmd3 index STORE makes one)")
         elif scanner.weights is not None:
             obstacles.append("weights given beside the rows are not in the index")
-        elif asked.by_group and not index.manifest["group_moments"]:
-            obstacles.append("the index has no moments of groups (it has them for 2 to 64 groups)")
+        elif asked.by_group and queries * len(group_slots(scanner.store, asked)[1]) * len(pairs) > GROUP_SUMS:
+            obstacles.append("so many groups, queries and bandwidths have more estimates than fit in memory")
     if obstacles:
         if method != "auto":
             raise ParameterError(f"method {method!r}: {obstacles[0]}", remedy="take --method auto or exact")
@@ -621,6 +630,19 @@ def choose(
     return "stratified", None
 
 
+def group_slots(store: Store, asked: Asked) -> tuple[NDArray[np.uint32] | None, list[int]]:
+    """For each code of the store the number of the group that it counts to, and the codes of these groups as
+    an exact scan gives them; None and nothing where groups are not asked for."""
+    if not asked.by_group:
+        return None, []
+    if asked.groups is None:
+        return np.arange(len(store.groups), dtype=np.uint32), list(range(len(store.groups)))
+    kept = list(asked.groups)
+    slots = np.full(len(store.groups), len(kept), np.uint32)
+    slots[kept] = np.arange(len(kept))
+    return slots, [*kept, OTHER_CODE] if len(kept) < len(store.groups) else kept
+
+
 def approximate(job: Estimation, notice: Callable[[str], None], progress: ProgressFactory) -> Approximation:
     """Runs a job and puts estimated and exact results together."""
     sums, facts, scan, exact = job.run(notice, progress)
@@ -631,9 +653,10 @@ def approximate(job: Estimation, notice: Callable[[str], None], progress: Progre
     _fill(total, scan.total, exact, scan.rows)
     groups = {}
     if job.asked.by_group and sums.groups is not None:
+        slot_of = {code: slot for slot, code in enumerate(group_slots(store, job.asked)[1])}
         for code, part in sorted(scan.groups.items()):
             pick = {
-                name: getattr(sums.groups, name)[:, code]
+                name: getattr(sums.groups, name)[:, slot_of[code]]
                 for name in ("log_sum", "variance", "df", "ess", "flags")
             }
             found = replace(sums.groups, **pick, groups=None)
