@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,26 @@ def test_batches_cover_every_row_once(minilm: str) -> None:
         if importlib.util.find_spec("optimum") is None:
             with pytest.raises((MissingDependencyError, ModelError)):
                 create_encoder(minilm, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_another_backend_gives_the_same_vectors(
+    backend: str, minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("optimum", {"onnx": "onnxruntime", "openvino": "openvino"}[backend])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # It writes the exported model beside the weights.
+    folder = Path(shutil.copytree(minilm, tmp_path / "model"))
+    texts = [*TEXTS, "Stock markets fell sharply on Monday amid fears of inflation. " * 40]
+    one, other = create_encoder(str(folder)), create_encoder(str(folder), backend=backend)
+    expected, found = one.encode(texts), other.encode(texts)
+    # In float32, also where the backend would choose another arithmetic by itself.
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=2e-6)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.truncated, expected.truncated)
+    assert found.truncated[-1]
+    said = other.describe()
+    assert said["backend"] == backend and said["fingerprint"] != one.describe()["fingerprint"]
 
 
 def test_chunks_by_the_models_tokens(minilm: str, tmp_path: Path) -> None:

@@ -23,8 +23,15 @@ r₁ · f^(1/m), m the local dimension by the ten nearest: a choice by simulatio
 (`docs/sampling.md` says where it covers and where it can't).
 
 **Flags.** `few_effective_rows`: fewer than 30 in the sample, or a bandwidth at which the median query has
-fewer than
-60: then the rows that decide may not have been drawn at all, and no interval can know them.
+fewer than 60: then the rows that decide may not have been drawn at all, and no interval can know them.
+
+`near_rows_missed`, for all densities at a bandwidth: where single near rows decide (copies, close
+variants), a sample that lacks them looks smooth. But each of them is drawn with its inclusion probability, so
+those that were drawn tell how many were not. The nearest row drawn, of weight w and share s of the sum, adds
+κ = s / (w (1 − s)) to the sum without it; where κ is above that sum's standard error, missing the row would
+have put the interval off by that much, and for each such query w − 1 others are expected whose row was
+missed. Where these make more than a tenth of the queries the bandwidth is flagged. The count is that of the
+queries at hand: few queries (fewer than some 10 w) can hide it.
 """
 
 from __future__ import annotations
@@ -45,6 +52,9 @@ __all__ = ["DesignError", "Doubt", "design_of"]
 NEAREST = 10
 
 _LEAST_EFFECTIVE = 30
+
+#: Share of queries whose deciding row was missed, above which a bandwidth is flagged.
+_MOST_MISSED = 0.10
 _ALPHA = 0.05
 _EUCLIDEAN = ("exponential", "gaussian", "vmf", "tophat", "epanechnikov", "linear")
 
@@ -58,22 +68,25 @@ def design_of(store: Store) -> SampleDesign | None:
 @dataclass(frozen=True)
 class Doubt:
     """Of Q log densities: standard errors, and what to add to them for the ends of the interval, (Q,) each;
-    and whether too few rows count."""
+    whether too few rows count, and whether rows that decide are expected to be missed."""
 
     std_error: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     few: NDArray[np.bool_]
+    missed: NDArray[np.bool_]
 
     @classmethod
     def none(cls, count: int) -> Doubt:
         """That of sums over all rows there are."""
-        return cls(np.zeros(count), np.zeros(count), np.zeros(count), np.zeros(count, np.bool_))
+        no = np.zeros(count, np.bool_)
+        return cls(np.zeros(count), np.zeros(count), np.zeros(count), no, no)
 
     def flags(self, zero: NDArray[np.bool_]) -> list[str]:
         """The flags of each density, given which are zero."""
-        few = np.where(self.few & ~zero, "few_effective_rows", "")
-        return [str(flag) for flag in np.where(zero, "zero", few)]
+        names = ["", "few_effective_rows", "near_rows_missed", "few_effective_rows,near_rows_missed"]
+        found = np.array(names)[self.few + 2 * self.missed]
+        return [str(flag) for flag in np.where(zero, "zero", found)]
 
 
 class DesignError:
@@ -83,9 +96,16 @@ class DesignError:
         design: how the rows were drawn.
         scan: the sums; by group where the sample was drawn by group.
         groups: names of the store's groups.
+        weights: (Q,) of the nearest row of each query; None: the largest of the design.
     """
 
-    def __init__(self, design: SampleDesign, scan: Scan, groups: list[str]) -> None:
+    def __init__(
+        self,
+        design: SampleDesign,
+        scan: Scan,
+        groups: list[str],
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
         self._design = design
         self._scan = scan
         self._groups = groups
@@ -97,25 +117,24 @@ class DesignError:
         # Without a local dimension (copies, or too few neighbours) a missed row may be a copy of the query.
         shrink = np.where(np.isfinite(dimension) & (dimension > 0), share ** (1 / dimension), 0.0)
         self._unseen = r[:, 0] * (1 + shrink) / 2
-        weights = [s.weight * np.sqrt(1 - s.sampled / s.texts) for s in design.strata.values()]
-        self._weight = max(weights)
+        self._nearest = r[:, 0]
+        largest = max((s.weight for s in design.strata.values()), default=1.0)
+        self._nearest_weight = np.full(len(r), largest) if weights is None else weights.astype(np.float64)
+        reduced = [s.weight * np.sqrt(1 - s.sampled / s.texts) for s in design.strata.values()]
+        self._weight = max(reduced)
 
     def of(self, kernel: str, bandwidth: float, column: int, group: int | None = None) -> Doubt:
         """The doubt of the densities at one bandwidth, in the whole or in one group (its code)."""
         estimate = self._scan.total if group is None else self._scan.groups[group]
         if group is None and self._design.by is not None:
-            variance = np.zeros(len(estimate.log_sum))
-            for code, part in self._scan.groups.items():
-                with np.errstate(invalid="ignore"):
-                    share = np.exp(part.log_sum[:, column] - estimate.log_sum[:, column])
-                own = self._variance(part, column, self._design.strata[self._groups[code]])
-                variance += np.where(share > 0, share**2 * own, 0.0)
+            variance = self._total_variance(column)
         else:
             strata = self._design.strata
             name = None if group is None or self._design.by is None else self._groups[group]
             variance = self._variance(estimate, column, strata[name] if name else next(iter(strata.values())))
         few = estimate.ess[:, column] < _LEAST_EFFECTIVE
         few |= bool(np.median(estimate.ess[:, column]) < 2 * _LEAST_EFFECTIVE)
+        missed = np.full(len(variance), self._missed_share(kernel, bandwidth, column) > _MOST_MISSED)
         taken_whole = variance <= 0
         low, high = _interval(variance, self._missed(kernel, bandwidth, estimate.log_sum[:, column]))
         return Doubt(
@@ -123,7 +142,35 @@ class DesignError:
             np.where(taken_whole, 0.0, low),
             np.where(taken_whole, 0.0, high),
             few & ~taken_whole,
+            missed & ~taken_whole,
         )
+
+    def _total_variance(self, column: int) -> NDArray[np.float64]:
+        """Relative variance of the sums over all rows."""
+        estimate, design = self._scan.total, self._design
+        if design.by is None:
+            return self._variance(estimate, column, next(iter(design.strata.values())))
+        variance = np.zeros(len(estimate.log_sum))
+        for code, part in self._scan.groups.items():
+            with np.errstate(invalid="ignore"):
+                share = np.exp(part.log_sum[:, column] - estimate.log_sum[:, column])
+            own = self._variance(part, column, design.strata[self._groups[code]])
+            variance += np.where(share > 0, share**2 * own, 0.0)
+        return variance
+
+    def _missed_share(self, kernel: str, bandwidth: float, column: int) -> float:
+        """The share of queries that a deciding near row was missed of, by those whose row was drawn."""
+        exponent = _log_kernel(kernel, bandwidth, self._nearest)
+        w = self._nearest_weight
+        if exponent is None or not (w > 1).any():
+            return 0.0
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            s = np.exp(np.minimum(exponent + np.log(w) - self._scan.total.log_sum[:, column], 0.0))
+            # Of the sum without the row: what the row adds, and the standard error.
+            added = s / (w * (1 - s))
+            rest = (self._total_variance(column) - (1 - 1 / w) * s**2) / (1 - s) ** 2
+            decides = (s >= 1) | (added > np.sqrt(np.maximum(rest, 0.0)))
+        return float(((w - 1) * (decides & (w > 1))).sum() / len(w))
 
     def _variance(self, estimate: Estimate, column: int, stratum: Stratum) -> NDArray[np.float64]:
         """Relative variance of the sums of one stratum, or of a domain in it."""
@@ -138,17 +185,24 @@ class DesignError:
 
     def _missed(self, kernel: str, bandwidth: float, log_sum: NDArray[np.float64]) -> NDArray[np.float64]:
         """ω: the largest term that may have been missed, relative to the kernel sum."""
-        if kernel in _EUCLIDEAN:
-            # The von Mises–Fisher kernel, scaled to 1 at the query, is the gaussian on the sphere.
-            name = "gaussian" if kernel == "vmf" else kernel
-            nothing = np.empty((len(self._unseen), 0))
-            exponent = log_kernel(name, bandwidth, self._unseen, nothing, nothing)
-        else:
+        exponent = _log_kernel(kernel, bandwidth, self._unseen)
+        if exponent is None:
             # Distances of another norm are not at hand: as if the nearest row made the whole sum.
             exponent = log_sum - np.log(self._weight) if self._weight > 0 else log_sum
         with np.errstate(over="ignore", invalid="ignore"):
             omega = self._weight * np.exp(np.minimum(exponent - log_sum, 200.0))
         return np.where(np.isfinite(omega), omega, 0.0)
+
+
+def _log_kernel(kernel: str, bandwidth: float, distances: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Logarithms of a kernel at distances; None for a kernel of another norm."""
+    if kernel not in _EUCLIDEAN:
+        return None
+    # The von Mises–Fisher kernel, scaled to 1 at the query, is the gaussian on the sphere.
+    name = "gaussian" if kernel == "vmf" else kernel
+    nothing = np.empty((len(distances), 0))
+    found: NDArray[np.float64] = log_kernel(name, bandwidth, distances, nothing, nothing)
+    return found
 
 
 def _interval(

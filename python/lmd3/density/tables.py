@@ -67,7 +67,8 @@ class Tables:
         design = design_of(self.corpus)
         doubts = None
         if design is not None and not isinstance(self.scan, Approximation):
-            doubts = DesignError(design, self.scan, self.corpus.groups)
+            nearest = self._weights(np.maximum(self.rows[:, 0], 0))
+            doubts = DesignError(design, self.scan, self.corpus.groups, nearest)
         tables = []
         for b, bandwidth in enumerate(self.bandwidths):
             constant = (
