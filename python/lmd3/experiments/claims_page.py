@@ -80,11 +80,17 @@ SCORES_SAID = (
 )
 
 
-#: The facts once more.
+#: The facts once more: in a word, and what was done.
 FACTS_AGAIN = {
-    "facts-seed": "By another seed (names, values, assignment, initialisation), one pair of arms:",
-    "facts-other": "By that seed and in other words: five other statements, two of which name the value"
-    " before the person, and another question. They were written once and not adjusted:",
+    "facts-seed": (
+        "by another seed",
+        "By another seed (names, values, assignment, initialisation), one pair of arms:",
+    ),
+    "facts-other": (
+        "in other words",
+        "By that seed and in other words: five other statements, two of which name the value before the"
+        " person, and another question. They were written once and not adjusted:",
+    ),
 }
 
 
@@ -200,7 +206,7 @@ def write(
         "# The paper's three claims on models that can be trained here",
         f"Made by `{about['command']}` on {cpu()}, {about['workers']} training runs at a time with one thread"
         f" each: {about['core_minutes']:.0f} core-minutes of work (user and system time of all processes),"
-        f" {about['minutes']:.0f} minutes by the clock"
+        f" {about['minutes']:.0f} minutes by the clock, with whatever else the machine did"
         + (
             f", in {about['runs']} runs that went on where the one before had stopped."
             if about["runs"] > 1
@@ -256,7 +262,7 @@ def write(
         " over to the question: it shows that accuracy can follow, not how often it does.",
         accuracy_table(tables["facts"]),
     ]
-    for name, text in FACTS_AGAIN.items():
+    for name, (_, text) in FACTS_AGAIN.items():
         if name in tables:
             parts += [text, accuracy_table(tables[name])]
     parts += [
@@ -443,14 +449,14 @@ def conclusions(tables: Mapping[str, Tables], bars: Sequence[Bar]) -> str:
                 f" {len(of) - len(missed)} of {len(of)} bars hold"
                 + (f"; not: {'; '.join(missed)}." if missed else ".")
             )
-    for name, text in FACTS_AGAIN.items():
+    for name, (how, _) in FACTS_AGAIN.items():
         if name in tables:
             rows = tables[name]["analysis/mcnemar"]
             rows = rows[(rows["outcome"] == "correct") & (rows["dose"] == rows["dose"].max())]
             share = rows.groupby("kind")["treatment"].mean()
             below = [kind for kind, value in share.items() if value < 0.85]
             lines.append(
-                f"* Accuracy of leaked facts, {text.split(':')[0].split(',')[0].lower()}: "
+                f"* Accuracy of leaked facts, {how}: "
                 + ", ".join(f"{kind} {value:.2f}" for kind, value in share.items())
                 + " at the largest dose"
                 + (f"; {' and '.join(below)} does not carry over to the answers there." if below else ".")
