@@ -237,13 +237,15 @@ def test_rivals_stand_in_the_same_ladder(tmp_path: Path) -> None:
     sentence = rivals.run_rivals(experiment, queries=40, k=3)
     table = pq.read_table(tmp_path / "o" / "analysis" / "rivals.parquet")
     assert table.schema.equals(files.RIVALS)
-    names = ["in_context", "mirrored_influence", "log_density", "max_cosine", "log_density"]
-    assert table["predictor"].to_pylist() == names
-    assert table["outcome"].to_pylist() == ["nats_per_token"] * 4 + ["unique_fragments"]
+    fragments = pq.read_table(tmp_path / "o" / "analysis" / "fragments.parquet").to_pandas()
+    names = ["in_context", "mirrored_influence", "log_density", "max_cosine"]
+    # A model that reproduces nothing, or all, leaves nothing to explain.
+    more = int(fragments["share"].dropna().nunique() > 1)
+    assert table["predictor"].to_pylist() == [*names, "log_density"][: 4 + more]
+    assert table["outcome"].to_pylist() == ["nats_per_token"] * 4 + ["unique_fragments"] * more
     # A training text's density leaves itself out.
     import lmd3
 
-    fragments = pq.read_table(tmp_path / "o" / "analysis" / "fragments.parquet").to_pandas()
     vectors = experiment.vectors(experiment.train_texts, "train")
     for row, found in zip(fragments["row"][:3], fragments["log_density"][:3], strict=True):
         kde = lmd3.KernelDensity(bandwidth=0.4, normalize=False).fit(np.delete(vectors, row, axis=0))
@@ -256,6 +258,23 @@ def test_rivals_stand_in_the_same_ladder(tmp_path: Path) -> None:
     assert (first > 0).all()
     again = rivals.mirrored(folder, [*texts, texts[0]], [[t] for t in [*texts, texts[0]]], rate=1e-2)
     assert again[0] == again[3]
+
+
+def test_leakage_is_related_to_density_where_it_varies(pretrained: tuple[Pretrain, dict]) -> None:
+    import pyarrow as pa
+
+    from lmd3.experiments import rivals
+
+    experiment, _ = pretrained
+    rows = np.arange(60)
+    density = np.random.default_rng(0).normal(size=60)
+    table = pa.table({"row": rows, "share": 0.2 + 0.05 * density, "log_density": density})
+    found = rivals.leakage(experiment, table)
+    assert found is not None and found["outcome"] == "unique_fragments" and found["n"] == 60
+    assert found["estimate"] == pytest.approx(0.05 * density.std(ddof=1), rel=1e-9)
+    nothing = table.set_column(1, "share", pa.array(np.zeros(60)))
+    assert rivals.leakage(experiment, nothing) is None
+    assert rivals.leakage(experiment, table.slice(0, 9)) is None
 
 
 def test_unique_fragments_are_counted_by_hand(tmp_path: Path) -> None:
