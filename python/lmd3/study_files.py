@@ -242,6 +242,7 @@ SUMMARY = {
     "primary": "the headline slope: estimate, std_error, p_value, ci_*, inference, df, covariance, clusters, "
     "effective_clusters, smallest_detectable_effect, equivalence_bound, r_squared, tjur_r_squared, "
     "average_marginal_effect with ci_*, odds_ratio, form, family, unit, controls, n",
+    "by_controls": "the primary slope as controls are added: controls, added, estimate, p_value, ci_*",
     "inference": "few: bool, effective_clusters, draws, weights; beside: the sandwich, CR2 and (binary) the "
     "linear-probability check",
     "clusters": "source: column, text, kmeans or none; column, count, sizes",

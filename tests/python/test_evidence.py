@@ -310,6 +310,30 @@ def test_counts_enter_as_logarithms() -> None:
     assert not any("duplicates was left out" in note for note in none.facts["notices"])
 
 
+def test_the_answer_names_the_controls_that_leave_nothing() -> None:
+    rng = np.random.default_rng(12)
+    n = 600
+    ids = [str(i) for i in range(n)]
+    overlap = rng.normal(size=n)
+    covariates = pd.DataFrame({"id": ids, "log_tokens": rng.normal(size=n), "ngram_overlap": overlap})
+    x = pd.DataFrame({"id": ids, "log_density": 0.8 * overlap + 0.6 * rng.normal(size=n)})
+    y = pd.DataFrame({"id": ids, "value": overlap + 0.5 * rng.normal(size=n)})
+    study = regress(y, x, covariates, draws=199)
+    path = study.facts["by_controls"]
+    assert [p["added"] for p in path] == [[], ["log_tokens"], ["ngram_overlap"]]
+    bare = sm.OLS(y["value"], sm.add_constant(x["log_density"] / x["log_density"].std())).fit()
+    assert path[0]["estimate"] == pytest.approx(bare.params["log_density"], rel=1e-8)
+    assert path[-1]["estimate"] == pytest.approx(study.facts["primary"]["estimate"], rel=1e-8)
+    assert "ngram overlap explains what log density seemed to show" in study.summary().replace(
+        "Ngram", "ngram"
+    )
+    # Where a slope stays, or where there was none, nothing is said.
+    true = y.assign(value=y["value"] + x["log_density"])
+    none = y.assign(value=rng.normal(size=n))
+    for other in (true, none):
+        assert "seemed to show" not in regress(other, x, covariates, draws=199).summary()
+
+
 # --- declared graphs ---
 
 

@@ -172,6 +172,28 @@ def specifications(
     return table, facts
 
 
+def by_controls(sample: Sample, table: pd.DataFrame, is_within: bool) -> list[dict[str, Any]]:
+    """The primary specification's slope as sets of controls are added, from none to those of the headline.
+
+    Returns:
+        controls (name of the set), added (names that the set before lacks), estimate, p_value, ci_low,
+        ci_high of each.
+    """
+    s = sample.specifications[0]
+    rows = table[table["subset"].isna() & (table["form"] == ("within" if is_within else "pooled"))]
+    if s.kernel is not None:
+        rows = rows[(rows["kernel"] == s.kernel) & (rows["bandwidth"] == s.bandwidth)]
+    found: list[dict[str, Any]] = []
+    before: list[str] = []
+    for name, terms in control_sets(sample).items():
+        row = rows[rows["controls"] == name]
+        if len(row) and "max cosine" not in name:
+            numbers = {k: float(row[k].iloc[0]) for k in ("estimate", "p_value", "ci_low", "ci_high")}
+            found.append({"controls": name, "added": [t for t in terms if t not in before], **numbers})
+            before = terms
+    return found
+
+
 def _covariance(sample: Sample) -> str:
     return f"cluster:{sample.cluster_name}"
 

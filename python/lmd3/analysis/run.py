@@ -202,6 +202,7 @@ def analyse(
         min(options.draws, _many.DRAWS),
         options.seed,
     )
+    facts["by_controls"] = _evidence.by_controls(sample, work.tables["specifications"], work.is_within)
     groups = _shuffled_within(work)
     work.tables["shuffles"], shuffled = _evidence.shuffled_slopes(
         headline.slope, headline.x, groups, options.shuffles, options.seed

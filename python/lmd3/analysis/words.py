@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -177,9 +178,11 @@ def _effect(facts: Mapping[str, Any]) -> str:
 def _explanation(facts: Mapping[str, Any]) -> str:
     what = name(facts["primary"]["predictor"])
     found = facts["explained_by"]
+    taken = _taken(facts)
     if not found:
+        before = f"{taken[0].upper()}{taken[1:]}. " if taken else ""
         return (
-            f"Typicality (the cosine to the corpus mean) is not known here, so this can't tell "
+            f"{before}Typicality (the cosine to the corpus mean) is not known here, so this can't tell "
             f"whether {what} only says how typical a query is."
         )
     order = {"explains": 0, "weakens": 1, "leaves": 2, "nothing": 3}
@@ -216,8 +219,29 @@ def _explanation(facts: Mapping[str, Any]) -> str:
                     "" if first["verdict"] != "nothing" else f", from {signed(of['without']['estimate'])}"
                 )
                 parts.append(f"with {long} in the model the slope is {slope}{before}")
-    text = "; ".join(parts)
+    text = "; ".join([taken, *parts] if taken else parts)
     return text[0].upper() + text[1:] + "."
+
+
+def _taken(facts: Mapping[str, Any]) -> str:
+    """Which controls but typicality leave nothing of a slope that there is without any; empty: none do."""
+    path = facts.get("by_controls") or []
+    if facts["primary"]["p_value"] < 0.05 or not path or path[0]["added"] or path[0]["p_value"] >= 0.05:
+        return ""
+    what = name(facts["primary"]["predictor"])
+    for before, after in pairwise(path):
+        gone = after["p_value"] >= 0.05 or after["estimate"] * before["estimate"] < 0
+        if gone:
+            if after["added"] == ["typicality"]:
+                return ""
+            verb, they = ("explain", "them") if len(after["added"]) > 1 else ("explains", "it")
+            added = listed([name(c) for c in after["added"]])
+            return (
+                f"{added} {verb} what {what} seemed to show: without {they} the slope is "
+                f"{signed(before['estimate'])} ({_range(before)}), with {they} {signed(after['estimate'])} "
+                f"({_range(after)})"
+            )
+    return ""
 
 
 def _gain(facts: Mapping[str, Any], ladder: pd.DataFrame) -> str:

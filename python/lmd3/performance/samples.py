@@ -161,6 +161,14 @@ def _names(samples: list[Sample]) -> dict[tuple[str, str | None], str]:
 
 def _of_metric(names: Mapping[tuple[str, str | None], str], metric: str | None, log: Log) -> dict[str, None]:
     wanted = {name: None for (score, _), name in names.items() if metric is None or metric in (score, name)}
+    if not names:
+        skipped = "; ".join(f"{score}: {why}" for score, why in list(log.skipped.items())[:3])
+        raise ParameterError(
+            "no sample has a score" + (f" ({skipped})" if skipped else ""),
+            remedy="the run failed or was cut off before anything was scored: " + " ".join(log.notices)
+            if log.notices
+            else "look at the log for why nothing was scored",
+        )
     if not wanted:
         why = f" ({log.skipped[metric]})" if metric in log.skipped else ""
         there = ", ".join(dict.fromkeys(names.values())) or "none"
