@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sampling import drawn_store
 
 import lmd3
 from lmd3.cli import main
@@ -105,6 +106,42 @@ def test_only_ratios_count(table: DensityTable, weights: list[float], factor: fl
 def test_what_is_no_mixture(value: Any, match: str) -> None:
     with pytest.raises(ParameterError, match=match):
         read_mix(value, list(NAMES))
+
+
+def test_a_mixture_of_a_sample_is_unbiased_and_its_interval_covers(tmp_path: Path) -> None:
+    """A mixture that leans on a small group, over the seeds of a sample drawn by group."""
+    draw = np.random.default_rng(0)
+    vectors = draw.normal(size=(6000, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = ["small" if row % 10 == 0 else "large" for row in range(6000)]
+    queries = draw.normal(size=(40, 6)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    mix = {"small": 3, "large": 1}
+    with StoreWriter(tmp_path / "whole", dtype="float32") as writer:
+        writer.append(vectors, None, groups)
+    kde = lmd3.KernelDensity(bandwidth=[1.0, 0.02], threads=1)
+    truth = reweight(kde.fit(tmp_path / "whole").density(queries, neighbors=0, by_group=True), mix)
+    expected = whole(truth)["log_density"].to_numpy().reshape(2, 40)
+    errors, inside = [], []
+    for seed in range(30):
+        store = drawn_store(tmp_path / "s", vectors, groups, 0.2, "group", seed)
+        found = whole(reweight(kde.fit(store).density(queries, by_group=True), mix))
+        log, low, high, said = (
+            found[name].to_numpy().reshape(2, 40)
+            for name in ("log_density", "ci_low", "ci_high", "std_error")
+        )
+        flags = np.array(found["flags"].to_pylist()).reshape(2, 40)
+        assert (flags[0] == "").all() and all("few_effective_rows" in flag for flag in flags[1])
+        errors.append(np.expm1(log[0] - expected[0]))
+        inside.append((low[0] <= expected[0]) & (expected[0] <= high[0]))
+        assert (low < log).all() and (log < high).all()
+    pooled = np.mean(errors, axis=1)
+    assert abs(pooled.mean()) <= 3 * pooled.std(ddof=1) / np.sqrt(30)
+    # The allowance for a near row that was missed makes wide kernels' intervals a little too wide.
+    assert 0.93 <= np.mean(inside) <= 0.995
+    # What is said of the error is how the estimates spread.
+    spread = np.std(errors, axis=0, ddof=1)
+    assert 0.85 < (said[0] / spread).mean() < 1.2
 
 
 def test_groups_are_needed(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ class DesignError:
         shares = [s.sampled / s.texts for s in design.strata.values() if s.sampled < s.texts]
         share = min(shares, default=1.0)
         # Without a local dimension (copies, or too few neighbours) a missed row may be a copy of the query.
-        shrink = np.where(np.isfinite(dimension) & (dimension > 0), share ** (1 / dimension), 0.0)
+        known = np.isfinite(dimension) & (dimension > 0)
+        shrink = np.where(known, share ** (1 / np.where(known, dimension, 1.0)), 0.0)
         self._unseen = r[:, 0] * (1 + shrink) / 2
         self._nearest = r[:, 0]
         largest = max((s.weight for s in design.strata.values()), default=1.0)

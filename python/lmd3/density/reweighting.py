@@ -2,6 +2,15 @@
 
 f_π(q) = Σ_g π_g f_g(q), where f_g is the density under group g alone and π the mixture. The result is exact:
 f_g is the group's sum over its weight, and the sums are those of the scan.
+
+Where densities have errors (samples, estimates), those of the groups are independent, and the interval is
+that of the groups' intervals (Zou and Donner, *Statistics in Medicine* 27, 2008, 1693-1702): with shares p_g
+of the density and ends l_g, u_g relative to f_g,
+
+    low = 1 − √Σ (p_g (1 − l_g))²,     high = 1 + √Σ (p_g (u_g − 1))².
+
+A density is flagged as the groups that make a tenth of it are, and where fewer than 30 rows of a sample
+count.
 """
 
 from __future__ import annotations
@@ -21,8 +30,11 @@ from lmd3.results import DENSITY, NEIGHBORS, QUERIES, DensityTable
 
 __all__ = ["read_mix", "reweight"]
 
-#: Half-width of a 95 % interval in standard errors.
-_Z = 1.959963984540054
+#: Flags that the groups decide: a mixture may rest on a group of which few rows were drawn.
+_OF_GROUPS = ("few_effective_rows", "near_rows_missed")
+
+#: Share of a density above which its groups' flags are its own, and rows that must count in a sample.
+_SHARE, _LEAST_EFFECTIVE = 0.1, 30
 
 
 def read_mix(value: Any, groups: list[str]) -> dict[str, float]:
@@ -107,14 +119,27 @@ def _mixed(whole: pa.Table, by_group: Mapping[str, pa.Table], shares: Mapping[st
         error = np.sqrt(np.where(parts > 0, (parts * errors) ** 2, 0.0).sum(axis=0))
         weight = _floats(whole, "kernel_sum_log") - _floats(whole, "log_density")
         weight = np.where(np.isfinite(weight), weight, np.nan)
+        low, high = (
+            np.stack([_floats(by_group[name], end) for name in used]) for end in ("ci_low", "ci_high")
+        )
+        own = logs - np.log([[shares[name]] for name in used])
+        down, up = (
+            np.sqrt(np.where(parts > 0, (parts * np.expm1(end - own)) ** 2, 0.0).sum(axis=0))
+            for end in (low, high)
+        )
         kernel_sum = np.where(np.isneginf(log_density), -np.inf, log_density + weight)
     zero = np.isneginf(log_density)
-    flags = [_flags(old, bool(now)) for old, now in zip(whole["flags"].to_pylist(), zero, strict=True)]
+    carried = _carried([by_group[name]["flags"].to_pylist() for name in used], parts)
+    carried["few_effective_rows"] |= (error > 0) & (effective < _LEAST_EFFECTIVE)
+    flags = [
+        _flags(old, [name for name in _OF_GROUPS if carried[name][row]], bool(zero[row]))
+        for row, old in enumerate(whole["flags"].to_pylist())
+    ]
     columns = {name: whole[name] for name in DENSITY.names} | {
         "log_density": pa.array(log_density),
         "std_error": pa.array(error),
-        "ci_low": pa.array(log_density - _Z * error),
-        "ci_high": pa.array(log_density + _Z * error),
+        "ci_low": pa.array(log_density + np.log1p(-np.minimum(down, 1 - 1e-300))),
+        "ci_high": pa.array(log_density + np.log1p(up)),
         "kernel_sum_log": pa.array(kernel_sum, mask=np.isnan(kernel_sum)),
         "ess": pa.array(effective),
         "flags": pa.array(flags, pa.string()),
@@ -122,9 +147,21 @@ def _mixed(whole: pa.Table, by_group: Mapping[str, pa.Table], shares: Mapping[st
     return pa.table(columns, schema=DENSITY)
 
 
-def _flags(old: str | None, zero: bool) -> str:
-    kept = [flag for flag in (old or "").split(",") if flag.strip() and flag.strip() != "zero"]
-    return ",".join([*kept, *(["zero"] if zero else [])])
+def _carried(flags: list[list[str | None]], parts: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+    """Whether each of the groups' flags holds for groups that make a tenth of a density."""
+    found = {}
+    for name in _OF_GROUPS:
+        has = np.array([[name in (flag or "").split(",") for flag in group] for group in flags])
+        found[name] = np.where(has, parts, 0.0).sum(axis=0) > _SHARE
+    return found
+
+
+def _flags(old: str | None, carried: list[str], zero: bool) -> str:
+    if zero:
+        carried = ["zero"]
+    dropped = ("", "zero", *_OF_GROUPS)
+    kept = [flag for flag in (part.strip() for part in (old or "").split(",")) if flag not in dropped]
+    return ",".join([*kept, *carried])
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

@@ -57,12 +57,23 @@ def check_manifest(manifest: Mapping[str, Any], file: Path) -> None:
     for group in manifest.get("groups") or ():
         if not all(_is_count(value) for name, value in group.items() if name != "name"):
             raise refuse("groups")
+    # What one shard has beside its rows, all have.
+    for name in ("weights", "documents", "exact"):
+        if len({shard.get(name) is None for shard in manifest["shards"]}) > 1:
+            raise FormatError(f"damaged manifest: some shards have {name!r}, others not", file=str(file))
     if (exact := manifest.get("exact")) is not None and not (
         exact.get("dtype") in EXACT_DTYPES and _is_share(exact.get("rounding"))
     ):
         raise refuse("exact")
-    if (sampling := manifest.get("sampling")) is not None and not _is_sampling(sampling):
-        raise refuse("sampling")
+    if (sampling := manifest.get("sampling")) is not None:
+        if not _is_sampling(sampling):
+            raise refuse("sampling")
+        drawn = {stratum["name"] for stratum in sampling["strata"]}
+        if (
+            sampling["by"] == "group"
+            and not {group["name"] for group in manifest.get("groups") or ()} <= drawn
+        ):
+            raise FormatError("damaged manifest: a group that 'sampling' does not know", file=str(file))
     if (chunking := manifest.get("chunking")) is not None and not (
         isinstance(chunking.get("mode"), str)
         and (chunking.get("tokens") is None or _is_count(chunking["tokens"]))
