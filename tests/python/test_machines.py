@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -99,10 +100,17 @@ class Elsewhere:
                 self.started += 1
                 error = self.fail(self.started)
                 node = f"node{self.started % self.slots}"
-                arguments = json.loads(json.dumps(task.arguments))
-                value = {} if error else function(arguments, lambda done: None)
+                value: dict[str, Any] = {}
+                if error is None:
+                    value, error = self.do(function, node, json.loads(json.dumps(task.arguments)))
                 watch(None)
                 yield Done(task, node, 0.1, json.loads(json.dumps(value)), error)
+
+    def do(
+        self, function: Function, node: str, arguments: dict[str, Any]
+    ) -> tuple[dict[str, Any], str | None]:
+        """What a task returned, and what it raised."""
+        return function(arguments, lambda done: None), None
 
 
 # --- the same bytes ---
@@ -251,6 +259,55 @@ def test_a_shard_that_is_not_there_is_named(corpus: Path, tmp_path: Path) -> Non
         scan_range(arguments, print)
 
 
+class OneNodeLacks(Elsewhere):
+    """An executor whose node 1 sees another folder in the store's place: its tasks run in processes of their
+    own, in a mount namespace where that folder lies over the store."""
+
+    def __init__(self, lacking: Path, store: Path) -> None:
+        super().__init__()
+        self.places = (lacking, store)
+
+    def do(
+        self, function: Function, node: str, arguments: dict[str, Any]
+    ) -> tuple[dict[str, Any], str | None]:
+        if node != "node1":
+            return super().do(function, node, arguments)
+        program = (
+            "import importlib, json, sys\n"
+            "module, name, arguments = json.loads(sys.argv[1])\n"
+            "function = getattr(importlib.import_module(module), name)\n"
+            "try:\n    print(json.dumps(function(arguments, print)))\n"
+            "except Exception as error:\n    sys.exit(str(error))\n"
+        )
+        order = json.dumps([function.__module__, function.__qualname__, arguments])
+        script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5"'
+        command = ["unshare", "-m", "sh", "-c", script, "node", *map(str, self.places), sys.executable]
+        done = subprocess.run([*command, program, order], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return {}, done.stderr.strip()
+        return dict(json.loads(done.stdout.splitlines()[-1])), None
+
+
+def test_a_shard_is_missing_on_one_node(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    """The others go on with what they have; the error names the segments, the node and the file."""
+    try:
+        subprocess.run(["unshare", "-m", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no mount namespaces here: {error}")
+    store = corpus / "store"
+    lacking = tmp_path / "store"
+    shutil.copytree(store, lacking)
+    gone = sorted(lacking.glob("embeddings-*.npy"))[9].name
+    (lacking / gone).unlink()
+    out = tmp_path / "out"
+    with pytest.raises(WorkError, match=rf"segments \d+ of 14 on node1: .*{re.escape(gone)}") as caught:
+        density(corpus, out, executor=OneNodeLacks(lacking, store))
+    assert "node0" not in str(caught.value) and not (out / "run.json").exists()
+    assert len(files_of(out / "partials")) >= 3
+    # Where the node sees the whole store it is a node like any other, and what is there is not done again.
+    assert tables(density(corpus, out, executor=OneNodeLacks(store, store))) == tables(whole)
+
+
 def other_level(whole: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line on a machine that has the portable level only."""
     if json.loads((whole / "run.json").read_text(encoding="utf-8"))["simd"] == "portable":
@@ -301,6 +358,39 @@ def test_mixed_levels_are_merged_on_demand(corpus: Path, whole: Path, tmp_path: 
     assert table.run["simd"] == "+".join(sorted([level, "portable"])) and "different simd" in told[0]
     exact = merge([whole]).density["log_density"].to_numpy()
     assert np.abs(table.density["log_density"].to_numpy() - exact).max() < 1e-4
+
+
+def test_mixed_precisions_are_merged_on_demand(tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    rows = generator.normal(size=(4000, 64)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    with StoreWriter(tmp_path / "store", dtype="float16", shard_rows=500) as writer:
+        writer.append(rows)
+    queries = rows[::40] + 0.05 * generator.normal(size=(100, 64)).astype(np.float32)
+    np.save(tmp_path / "queries.npy", queries)
+
+    def kde(precision: str) -> KernelDensity:
+        return KernelDensity(bandwidth=0.1, threads=1, precision=precision).fit(tmp_path / "store")
+
+    for i, precision in enumerate(("float32", "int16")):
+        kde(precision).scan_shard(tmp_path / "queries.npy", (i, 2), tmp_path / precision, 3)
+    both = [tmp_path / "float32", tmp_path / "int16"]
+    with pytest.raises(OutputError, match=r"precision: .*float32.* then, .*int16") as caught:
+        merge(both)
+    assert "--allow-mixed" in str(caught.value.remedy)
+    told: list[str] = []
+    table = merge(both, allow_mixed=True, notice=told.append)
+    assert "different precision: float32, int16" in told[0] and told[0] in table.run["notices"]
+    assert table.run["precision"] == "float32+int16"
+    assert set(table.density["precision"].to_pylist()) == {"float32+int16"}
+    exact = kde("float32").density(queries, 3).density["log_density"].to_numpy()
+    found = table.density["log_density"].to_numpy()
+    # The stated error of int16: 5e-4 of the size of a log density.
+    assert 0 < np.abs(found - exact).max() < 5e-4 * np.abs(exact).max()
+    out = tmp_path / "out"
+    assert "--allow-mixed" in lmd3("merge", *both, "-o", out, status=2)["error"]["remedy"]
+    lmd3("merge", *both, "-o", out, "--allow-mixed")
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["precision"] == "float32+int16"
 
 
 def test_what_is_missing_or_damaged_is_named(corpus: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lmd3 import KernelDensity, system
+from lmd3.density.rates import read_rates
 from lmd3.errors import FileMissingError, ParameterError
 from lmd3.store import StoreWriter
 
@@ -76,18 +77,68 @@ def test_the_expected_time_is_near_the_true_one() -> None:
     assert expected / 3 < taken < expected * 3
 
 
-def test_peaks_are_measured() -> None:
-    found = lmd3("info", "--measure")["measured"]
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `lmd3 info --measure -o`."""
+    path = tmp_path_factory.mktemp("machine") / "machine.json"
+    said = lmd3("info", "--measure", "-o", path)
+    assert json.loads(path.read_text(encoding="utf-8")) == said
+    return path
+
+
+def test_peaks_are_measured(machine: Path) -> None:
+    found = json.loads(machine.read_text(encoding="utf-8"))["measured"]
     assert found["threads"] == system.cores()
     assert found["f32_peak_one"] > 1e9 and found["read_bandwidth_one"] > 1e8
     assert found["f32_peak_all"] > 1e9
     if system.simd_level() != "portable":
         assert 2e8 < found["implied_clock_one"] < 8e9
     assert "measured" not in lmd3("info")
+    rates = found["rates"]
+    assert rates["threads"] == system.cores() and rates["simd"] == system.simd_level()
+    for arithmetic, rate in rates["operations"].items():
+        assert 1e8 < rate < 64e12, arithmetic
+    assert rates["fold"] > 1e6 and 0.01 < rates["start"] < 600 and 1e-4 < rates["task"] < 60
+    assert lmd3("info", "-o", machine)["error"]["kind"] == "ParameterError"
 
 
-def test_a_plan_for_many_machines_adds_up(folder: Path) -> None:
-    given = (folder / "store", folder / "queries.npy", "--bandwidth", "0.3", "--plan", "--rows", "3e9")
+def test_a_plan_by_measured_rates_touches_no_row(folder: Path, machine: Path, tmp_path: Path) -> None:
+    """Rates are those of the file: of another machine, say."""
+    found = json.loads(machine.read_text(encoding="utf-8"))
+    rates = {"operations": {"float32": 1e12, "int16": 2e12, "int8": 4e12}, "read": 1e10, "fold": 5e7}
+    found["measured"]["rates"] |= rates | {"threads": 64, "simd": "avx2", "start": 4.0, "task": 0.25}
+    (tmp_path / "node.json").write_text(json.dumps(found), encoding="utf-8")
+    given = ("density", folder / "store", folder / "queries.npy", "--bandwidth", "0.3", "--plan")
+    plan = lmd3(*given, "--rates", tmp_path / "node.json", "--rows", "1e9", "--nodes", 10, "--cores", 64)
+    # 24 dimensions and 200 queries: 48 bytes a row from memory take less than the arithmetic.
+    assert plan["scan_seconds"] == pytest.approx(2 * 1e9 * 200 * 24 / 1e12)
+    assert (plan["simd"], plan["threads"], plan["rates"]) == ("avx2", 64, "measured before")
+    cluster = plan["cluster"]
+    assert cluster["compute_seconds"] == pytest.approx((1 + 1 / 32) * plan["scan_seconds"] / 10)
+    assert cluster["start_seconds"] == pytest.approx(4 + 16 * 0.25)
+    assert cluster["merge_seconds"] == pytest.approx(plan["partial_bytes"] / 5e7)
+    few = KernelDensity(bandwidth=0.3).fit(folder / "store")
+    by_file = few.plan(folder / "queries.npy", rates=read_rates(tmp_path / "node.json"))
+    assert by_file["scan_seconds"] == pytest.approx(2 * 30_000 * 200 * 24 / 1e12)
+    one = few.plan(np.load(folder / "queries.npy")[:1], rates=read_rates(tmp_path / "node.json"))
+    assert one["scan_seconds"] == pytest.approx(30_000 * 48 / 1e10), "a single query waits for memory"
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    assert lmd3(*given, "--rates", tmp_path / "other.json")["error"]["kind"] == "FormatError"
+    assert lmd3(*given, "--rates", tmp_path / "none.json")["error"]["kind"] == "FileMissingError"
+
+
+def test_a_plan_for_many_machines_adds_up(folder: Path, machine: Path) -> None:
+    given = (
+        folder / "store",
+        folder / "queries.npy",
+        "--bandwidth",
+        "0.3",
+        "--plan",
+        "--rows",
+        "3e9",
+        "--rates",
+        machine,
+    )
     plan = lmd3("density", *given, "--nodes", 20, "--cores", 32, "--disk-rate", "500MB/s", "--price", 2)
     assert (plan["rows"], plan["segments"], plan["bytes"]) == (3_000_000_000, 300_000, 3_000_000_000 * 48)
     found = plan["cluster"]

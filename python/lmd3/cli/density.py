@@ -93,6 +93,14 @@ def density(
     disk_rate: Annotated[
         str | None, typer.Option("--disk-rate", metavar="R", help="Bytes a second each reads, e.g. 1GB.")
     ] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(
+            "--rates",
+            metavar="FILE",
+            help="Plan by the rates of a machine, of lmd3 info --measure -o FILE there [a probe here].",
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option("--price", metavar="P", help="Of a node for an hour, in any currency.")
     ] = None,
@@ -131,6 +139,7 @@ def density(
     """
     from lmd3.cli._density import estimating, estimator, open_sides, parse_bytes, parse_shard, report_density
     from lmd3.density.plan import Cluster
+    from lmd3.density.rates import read_rates
     from lmd3.executors import in_lines, make_executor
     from lmd3.executors.jobs import is_unfinished
     from lmd3.executors.partials import FOLDER
@@ -175,6 +184,7 @@ def density(
             exclude_within=exclude_within,
             rows=None if rows is None else _row_count(rows),
             cluster=cluster,
+            rates=None if rates is None else read_rates(rates),
         )
         _common.emit(found, text="\n".join(_plan(found)))
         return
@@ -238,7 +248,7 @@ def _plan(plan: dict[str, Any]) -> list[str]:
     """A plan in words."""
     from lmd3.progress import duration
 
-    rate = f"{plan['operations_per_second'] / 1e9:,.1f} GFLOP/s in a probe"
+    rate = f"{plan['operations_per_second'] / 1e9:,.1f} GFLOP/s, {plan['rates']}"
     lines = [
         f"{plan['queries']:,} queries × {plan['rows']:,} rows of {plan['dimensions']:,} dimensions",
         f"  reads      {_bytes(plan['bytes'])} in {plan['segments']:,} segments, {plan['passes']} pass",

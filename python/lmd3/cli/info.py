@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lmd3.cli._common import ThreadsOption, emit, lines_of
+from lmd3.errors import ParameterError
 
 _PACKAGES = (
     "numpy",
@@ -25,8 +26,13 @@ _PACKAGES = (
 
 def info(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also the peaks of arithmetic and memory (2 seconds).")
+        bool,
+        typer.Option("--measure", help="Also what it does in a second: peaks, scans, merging (15 seconds)."),
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Also into a file, for lmd3 density --plan --rates FILE."),
+    ] = None,
     threads: ThreadsOption = None,
 ) -> None:
     """Versions, SIMD level and CPU: what to put into a report of a problem.
@@ -36,6 +42,7 @@ def info(
       lmd3 info
       lmd3 info --json
       lmd3 info --measure
+      lmd3 info --measure -o node.json
       LMD3_SIMD=portable lmd3 info
     """
     from lmd3 import __version__, system
@@ -50,9 +57,17 @@ def info(
     }
     facts |= {name: _version(name) for name in _PACKAGES}
     if not measure:
+        if out is not None:
+            raise ParameterError("-o keeps what was measured", remedy="add --measure")
         emit(facts)
         return
+    from lmd3.density.rates import measure_rates
+    from lmd3.results import write_json
+
     found = system.measure(threads)
+    found["rates"] = measure_rates(threads, measured=found).to_dict()
+    if out is not None:
+        write_json(out, facts | {"measured": found})
     emit(facts | {"measured": found}, text="\n".join([lines_of(facts), *_measured(found)]))
 
 
@@ -75,6 +90,14 @@ def _measured(found: dict[str, Any]) -> list[str]:
         lines.append(f"clock, one thread: {found['clock'] / 1e9:.2f} GHz")
     for label, key in (("one thread", "one"), (f"{found['threads']} threads", "all")):
         lines.append(f"memory read, {label}: {found[f'read_bandwidth_{key}'] / 1e9:,.1f} GB/s")
+    rates = found["rates"]
+    lines += [
+        f"scan of {arithmetic}, {found['threads']} threads: {rate / 1e9:,.1f} GOP/s"
+        for arithmetic, rate in rates["operations"].items()
+    ]
+    lines.append(f"merging partial files: {rates['fold'] / 1e6:,.0f} MB/s in one process")
+    start, task = rates["start"], rates["task"]
+    lines.append(f"a worker starts in {start:.1f} s, a task takes {task * 1e3:.0f} ms beside its scan")
     return lines
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,9 @@ from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
 from lmd3.progress import ProgressFactory, silent
 from lmd3.results import DensityTable, write_json
 from lmd3.store import Store
+
+if TYPE_CHECKING:
+    from lmd3.density.rates import Rates
 
 #: Arithmetic of the dot products; "auto" is float32, and int16 for int8 rows.
 PRECISIONS = ("auto", "float32", "int16", "int8")
@@ -517,6 +520,7 @@ class KernelDensity:
         exclude_within: float = 0.0,
         rows: int | None = None,
         cluster: Cluster | None = None,
+        rates: Rates | None = None,
         seconds: float = 1.0,
     ) -> dict[str, Any]:
         """What `density` would read, compute and take, by the rates of a probe on the same rows and queries.
@@ -530,6 +534,7 @@ class KernelDensity:
             exclude_within: see above.
             rows: plan for so many rows of this kind, whatever the corpus has.
             cluster: machines like this one, on which it would run.
+            rates: of the machine it would run on (`lmd3.density.rates`), instead of a probe on this one.
             seconds: how long each probe runs.
 
         Returns:
@@ -558,6 +563,7 @@ class KernelDensity:
             seconds,
             rows,
             cluster,
+            rates,
         )
 
     # --- inside ---

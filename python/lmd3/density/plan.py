@@ -1,4 +1,5 @@
-"""What a job would read, compute and take, by the rates of a short probe on the same rows and queries."""
+"""What a job would read, compute and take: by a short probe on the same rows and queries, or by the rates of
+a machine that were measured before (`lmd3.density.rates`)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from lmd3.executors.partials import Part
 from lmd3.store import Store
 from lmd3.system import cores
 
+if TYPE_CHECKING:
+    from lmd3.density.rates import Rates
+
 
 def plan_density(
     scanner: Scanner,
@@ -32,6 +36,7 @@ def plan_density(
     seconds: float,
     rows: int | None = None,
     cluster: Cluster | None = None,
+    rates: Rates | None = None,
 ) -> dict[str, Any]:
     """The plan of a job; see `KernelDensity.plan` for what it holds.
 
@@ -46,6 +51,7 @@ def plan_density(
         seconds: how long each probe runs.
         rows: plan for so many rows of this kind [those of the corpus].
         cluster: on which it would run.
+        rates: of the machine that it would run on [a probe on this one].
 
     Raises:
         ParameterError: the result would take more than the memory allowed.
@@ -55,14 +61,18 @@ def plan_density(
     result = check_memory(scanner, len(queries), count, asked)
     scale = typical_distance(corpus, queries, np.random.default_rng(seed))
     probed = list(pairs) if not rules else [(kernel, 0.1 * scale) for kernel in kernels for _ in rules]
-    rate = _probe(scanner, queries, probed, asked, seconds)
+    if rates is None:
+        rate = _probe(scanner, queries, probed, asked, seconds)
+    else:
+        sizes = (len(queries), corpus.d, scanner.row_bytes, scanner.arithmetic)
+        rate = 1e6 * len(queries) / rates.scan_seconds(1e6, *sizes)
     bandwidth_seconds = 0.0
     if wanted := sum(rule.kind != "number" for rule in rules):
         sample = queries[: min(len(queries), RULE_QUERIES)]
         part = None if asked.own is None else np.ascontiguousarray(asked.own[: len(sample)])
         looked = Asked(own=part, exclude_within=asked.exclude_within)
         grid = [(kernels[0], float(h)) for h in scale * COARSE_GRID]
-        coarse = 1 / _probe(scanner, sample, grid, looked, seconds / 2)
+        coarse = 1 / (rate if rates is not None else _probe(scanner, sample, grid, looked, seconds / 2))
         few = min(1 / rate, coarse)
         # A fine grid of 7 around each target, and a last look at what was found, lie between the two.
         fine = few + (coarse - few) * min(1.0, 7 * wanted / len(grid))
@@ -93,11 +103,17 @@ def plan_density(
         "seconds": bandwidth_seconds + scan_seconds,
         "partial_bytes": round(len(queries) * (sums + found) + segments * corpus.d * 8),
         "result_bytes": result,
-        "simd": scanner.level,
-        "threads": scanner.threads or cores(),
+        "simd": scanner.level if rates is None else rates.simd,
+        "threads": (scanner.threads or cores()) if rates is None else rates.threads,
+        "rates": "a probe" if rates is None else "measured before",
     }
     if cluster is not None:
-        plan["cluster"] = predict(plan, cluster)
+        if rates is None:
+            from lmd3.density.rates import measure_rates
+
+            # What a probe on these rows does not show.
+            rates = measure_rates(scanner.threads, 0.0)
+        plan["cluster"] = predict(plan, cluster, rates)
     return plan
 
 
@@ -126,12 +142,6 @@ def check_memory(scanner: Scanner, queries: int, pairs: int, asked: Asked) -> in
 
 
 # --- many machines ---
-
-#: Bytes of partial files that one process verifies and folds in a second, on one core.
-FOLD_RATE = 400e6
-
-#: Seconds until all workers run, and that a task takes to open rows and queries.
-START_SECONDS, TASK_SECONDS = 20.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -163,15 +173,16 @@ class Cluster:
                 raise ParameterError(f"{name}={value} is not positive")
 
 
-def predict(plan: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
+def predict(plan: Mapping[str, Any], cluster: Cluster, rates: Rates) -> dict[str, Any]:
     """The time and cost of a planned job on a cluster, from the plan's rate per thread.
 
     The nodes read and compute at once, so the slower of the two decides; one process folds the partial files
     at the end. Threads are taken to do as much as those of the probe.
 
     Args:
-        plan: of `plan_density`, with the rate of `threads` threads here.
+        plan: of `plan_density`, with the rate of `threads` threads.
         cluster: the machines.
+        rates: how fast a process folds, and what workers and tasks take to start.
 
     Returns:
         `compute_seconds`, `disk_seconds`, `start_seconds`, `merge_seconds`, `seconds` of all; `bottleneck`
@@ -186,8 +197,8 @@ def predict(plan: Mapping[str, Any], cluster: Cluster) -> dict[str, Any]:
     waves = 1.0 + 0.5 / TASKS_PER_SLOT if cluster.nodes > 1 else 1.0
     compute = waves * plan["operations"] / (per_thread * workers)
     disk = 0.0 if cluster.disk_rate is None else waves * plan["bytes"] / (cluster.disk_rate * cluster.nodes)
-    start = START_SECONDS + TASKS_PER_SLOT * TASK_SECONDS if cluster.nodes > 1 else 0.0
-    merge = 2.0 * plan["partial_bytes"] / FOLD_RATE
+    start = rates.start + TASKS_PER_SLOT * rates.task if cluster.nodes > 1 else 0.0
+    merge = plan["partial_bytes"] / rates.fold
     parts = {"arithmetic": compute, "disk": disk, "start": start, "merge": merge}
     seconds = max(compute, disk) + start + merge + plan["bandwidth_seconds"]
     node_hours = cluster.nodes * seconds / 3600
