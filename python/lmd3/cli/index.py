@@ -57,9 +57,10 @@ def index(
 ) -> None:
     """Builds the index of a store: its rows, copied, in lists of near ones with exact moments.
 
-    `lmd3 density --method auto` uses it where it is cheaper than reading all rows. It costs about as much as
-    2·√lists exact queries, takes the disk space of the rows once more (twice while it is built), and can
-    always be built again. Killed, the same command continues. Most of it is to assign every row to its list,
+    `lmd3 density --method auto` uses it where it is cheaper than reading all rows. It costs as much time as
+    thousands of exact queries in a batch (10 million rows: three minutes on two cores, 8,300 queries), takes
+    the disk space of the rows once more (twice while it is built), and can always be built again. Killed,
+    the same command continues. Most of it is to assign every row to its list,
     which other machines can do: the tasks of --executor ray, or --shard i/n in a batch system after --pause.
     The index is the same to the byte.
 

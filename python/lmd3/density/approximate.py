@@ -61,6 +61,10 @@ WIDEN, GIVE_UP = 1.2, 2.0
 ARITHMETIC = {"int8": 2e-4}
 ARITHMETIC_FLOAT = 2e-5
 
+#: Error of D² relative to ‖x‖² + ‖q‖², and the share of these below which D² is taken in double precision.
+ARITHMETIC_SQ = {"int8": (5e-6, 0.1)}
+ARITHMETIC_SQ_FLOAT = (1.5e-7, 0.02)
+
 #: Bits of the native flags and their names in the tables.
 FLAGS = {1: "not_positive", 2: "few_rows", 4: "model", 8: "own_row", 16: "few_draws"}
 
@@ -504,6 +508,19 @@ class Estimation:
         asked = Asked(by_group=self.asked.by_group, groups=self.asked.groups, own=own)
         return self.scanner.scan(queries, self.pairs, asked, progress, "exact")
 
+    def _arithmetic(self, dtype: str) -> NDArray[np.float64]:
+        """Error of the arithmetic in each log sum, (Q, B): what one of D² does to the kernel's logarithm."""
+        least = ARITHMETIC.get(dtype, ARITHMETIC_FLOAT)
+        error, near = ARITHMETIC_SQ.get(dtype, ARITHMETIC_SQ_FLOAT)
+        own = (self.queries.astype(np.float64) ** 2).sum(axis=1)
+        norms = own + (own if self.index is None else float(self.index.manifest["sq_norm"]))
+        each = [
+            error * norms / (2 * h * h) if kernel == "gaussian" else error * np.sqrt(norms / near) / (2 * h)
+            for kernel, h in self.pairs
+        ]
+        errors: NDArray[np.float64] = np.maximum(least, np.stack(each, axis=1))
+        return errors
+
     def _judge(
         self,
         judged: NDArray[np.int64],
@@ -518,10 +535,10 @@ class Estimation:
         copy = self.scanner.store.dtype
         if self.method == "stratified" and self.index is not None:
             copy = self.index.manifest["dtype"]
-        floor = ARITHMETIC.get(copy, ARITHMETIC_FLOAT) ** 2
+        floor = self._arithmetic(copy) ** 2
         sums.variance += floor
         if sums.groups is not None:
-            sums.groups.variance += floor
+            sums.groups.variance += floor[:, None]
         if len(judged) < 3:
             facts["audit"] = {"ratio": None, "widened": False, "given_up": len(judged) == 0}
             if exact.all():
