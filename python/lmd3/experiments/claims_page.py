@@ -459,7 +459,7 @@ def conclusions(tables: Mapping[str, Tables], bars: Sequence[Bar]) -> str:
                 f"* Accuracy of leaked facts, {how}: "
                 + ", ".join(f"{kind} {value:.2f}" for kind, value in share.items())
                 + " at the largest dose"
-                + (f"; {' and '.join(below)} does not carry over to the answers there." if below else ".")
+                + (f"; below .85: {' and '.join(below)}." if below else ".")
             )
     lines += open_points(tables)
     said = tables["questions"].summary["verdicts"]
