@@ -520,7 +520,7 @@ def run(
             if keep is not None:
                 with keep.open("a", encoding="utf-8") as file:
                     line = {"name": scenario.name, "settings": settings[number], "rates": found}
-                    file.write(json.dumps(line) + "\n")
+                    file.write("\n" + json.dumps(line) + "\n")  # behind what a kill may have cut
             print(f"{'ok ' if row.fine else 'OFF' if row.held else '-  '} {row}", file=sys.stderr, flush=True)
     return [rows[number] for number in numbers]
 
@@ -631,6 +631,8 @@ def main() -> None:
         print(text)
     else:
         options.out.write_text(text, encoding="utf-8")
+        if keep is not None and options.only is None:
+            keep.unlink(missing_ok=True)
     sys.exit(0 if all(row.fine or not row.held for row in rows) else 1)
 
 
