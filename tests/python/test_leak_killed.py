@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ torch.set_num_threads(1)
 job = TrainingJob(width=32, layers=1, heads=2, context=32, batch=4, warmup=3, learning_rate=1e-2,
                   checkpoint_seconds=0.05)
 settings = LeakSettings(doses=(0, 2), hold_back=0.3, bandwidths=(0.3, 0.6), replays=1000, model="scratch",
-                        seeds=2, epochs=3.0, vocabulary=300, prefix=4, length=4, job=job)
+                        seeds=2, epochs=20.0, vocabulary=300, prefix=4, length=4, job=job)
 Leak({folder!r}, *texts(base=300, items=60), settings, threads=1, workers=2).run()
 """
 
@@ -40,6 +39,14 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
     )
+
+
+def written(path: Path) -> float:
+    """When a file was written last; 0 where it has gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def tables(folder: Path) -> dict[str, dict]:
@@ -61,25 +68,18 @@ def test_killed_five_times_in_training_and_analysis(tmp_path: Path) -> None:
     assert start(whole).wait() == 0
     random = np.random.default_rng(0)
 
-    def trains() -> bool:
-        return any((killed / "arms").glob("*/checkpoint.safetensors"))
-
-    def measures() -> bool:
-        return any((killed / "arms").glob("*/measures.parquet"))
-
-    def analyses() -> bool:
-        return (killed / "analysis").is_dir()
-
-    moments: list[tuple[str, Callable[[], bool], float]] = [
-        ("training", trains, 1.5),
-        ("training", trains, 1.5),
-        ("measuring", measures, 0.3),
-        ("analysis", analyses, 0.2),
-        ("analysis", analyses, 1.0),
+    # Files that every run writes anew when it gets there.
+    moments = [
+        ("training", "arms/*/steps.txt", 1.5),
+        ("training", "arms/*/steps.txt", 1.5),
+        ("measuring", "arms/*/measures.parquet", 0.3),
+        ("analysis", "measures.parquet", 0.3),
+        ("analysis", "measures.parquet", 1.0),
     ]
-    for number, (name, reached, longest) in enumerate(moments):
+    for number, (name, pattern, longest) in enumerate(moments):
+        started = time.time()
         process = start(killed)
-        while not reached() and process.poll() is None:
+        while process.poll() is None and not any(written(p) > started for p in killed.glob(pattern)):
             time.sleep(0.01)
         time.sleep(float(random.uniform(0, longest)))
         assert process.poll() is None, f"it ended before it was killed in {name}"
