@@ -217,6 +217,9 @@ def test_demo_writes_what_it_names(ran: tuple[dict[str, object], str, Path]) -> 
     summary = (folder / "summary.txt").read_text(encoding="utf-8")
     assert summary.count("\n") <= 45 and max(map(len, summary.splitlines())) <= 100
     assert "does not show" in summary
+    # The page holds more fixed than the first part does: the summary says so.
+    found = json.loads((folder / "analysis" / "summary.json").read_text(encoding="utf-8"))["primary"]
+    assert f"{found['estimate']:+.2f} ({found['ci_low']:+.2f} to {found['ci_high']:+.2f})" in summary
 
 
 def test_demo_keeps_an_existing_folder(ran: tuple[dict[str, object], str, Path]) -> None:
