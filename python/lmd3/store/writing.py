@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -132,6 +133,11 @@ class StoreWriter:
         parents = self.path.absolute().parents
         self._made = [parent for parent in parents if not parent.exists()]
         parents[0].mkdir(parents=True, exist_ok=True)
+        # What killed writers left: the lock is held, so none of it is being written.
+        left = re.compile(rf"\.{re.escape(self.path.name)}\.[a-z0-9_]{{8}}\.partial")
+        for path in parents[0].iterdir():
+            if left.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=parents[0]))
 
     def __enter__(self) -> Self:
