@@ -70,9 +70,11 @@ def test_study_takes_every_option_of_its_parts() -> None:
     of_parts = options_of("encode") | options_of("density") | options_of("analyze")
     assert {"--model", "--kernel", "--cluster", "--bandwidth"} <= of_parts
     # A plan, a shard and an earlier result to extend are of one scan, the encoder of another store is of one
-    # encoding; support comes from rows that a study holds out by itself.
-    of_one_step = {"--plan", "--shard", "--rows", "--nodes", "--cores", "--disk-rate", "--price"}
+    # encoding; support comes from rows that a study holds out by itself; a paired outcome has two
+    # runs (before and after an intervention), each of which is a study of its own.
+    of_one_step = {"--plan", "--shard", "--rows", "--nodes", "--cores", "--disk-rate", "--rates", "--price"}
     of_one_step |= {"--extend", "--like", "--support"}
+    of_one_step |= {"--before", "--density-before", "--dose"}
     assert of_parts - of_one_step <= options_of("study")
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import logsumexp
 
 from lmd3 import cli
+from lmd3.store import open_store
 
 DATA = os.environ.get("LMD3_DATA")
 
@@ -155,6 +157,38 @@ def test_from_texts_and_perplexity(folder: Path, capsys: pytest.CaptureFixture[s
     assert result["summary"]["outcome"] == "nats_per_token"
     scores = pq.read_table(folder / "study" / "outcomes.parquet")
     assert set(scores["outcome"].to_pylist()) == {"nats_per_token", "nats_per_byte"}
+
+
+def test_weights_of_the_corpus_and_a_copy_for_exact_distances(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both reach the corpus's store: its densities are the weighted means over the rows of the kept copy, but
+    for what rounding far rows to int8 leaves."""
+    lines = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    weights = [{"a": 0.0, "b": 0.5, "c": 3.0}[line["body"][0]] for line in lines]
+    (folder / "corpus.jsonl").write_text(
+        "".join(json.dumps(line | {"times": w}) + "\n" for line, w in zip(lines, weights, strict=True)),
+        encoding="utf-8",
+    )
+    line = arguments(
+        folder, "perplexity:ngram", "--bandwidth", "0.2", "--dtype", "int8", "--keep-exact", "float32",
+        "--weight", "times", "--controls", "none",
+    )  # fmt: skip
+    run(line, capsys)
+    store, queries = (
+        open_store(folder / "study" / "corpus.lmd3"),
+        open_store(folder / "study" / "queries.lmd3"),
+    )
+    assert store.dtype == "int8" and store.exact is not None and store.exact.dtype == "float32"
+    rows = store.exact.rows(np.arange(500)).astype(np.float64)
+    asked = queries.rows(np.arange(150)).astype(np.float64)
+    distances = np.sqrt(((asked[:, None, :] - rows[None]) ** 2).sum(axis=2))
+    expected = logsumexp(-distances / 0.2, b=np.asarray(weights) / np.sum(weights), axis=1)
+    table = pq.read_table(folder / "study" / "density" / "density.parquet")
+    found = dict(zip(table["id"].to_pylist(), table["log_density"].to_pylist(), strict=True))
+    np.testing.assert_allclose([found[id] for id in queries.ids()], expected, rtol=0, atol=0.01)
+    unweighted = logsumexp(-distances / 0.2, axis=1) - np.log(500)
+    assert np.median(np.abs(expected - unweighted)) > 0.1
 
 
 def test_from_vectors_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from lmd3.cli._common import (
     SeedOption,
     TextOption,
     ThreadsOption,
+    WeightOption,
     emit,
     existing,
     is_texts,
@@ -53,6 +54,7 @@ from lmd3.cli.encode import (
     ChunkOption,
     ChunkOverlapOption,
     ChunkTokensOption,
+    KeepExactOption,
     SampleByOption,
     SampleOption,
     WindowOption,
@@ -102,10 +104,8 @@ class _Side:
         """Its texts, as a stream that can be read again."""
         from lmd3.texts import read_texts
 
-        columns = self.columns
-        return read_texts(
-            self.source, text=columns["text"] or "text", id=columns["id"], group=columns["group"]
-        )
+        columns = dict(self.columns)
+        return read_texts(self.source, text=columns.pop("text") or "text", **columns)
 
     def open(self) -> Store:
         """Its rows."""
@@ -138,6 +138,7 @@ def study(
     query_text: QueryText = None,
     query_id: QueryId = None,
     query_group: QueryGroup = None,
+    weight: WeightOption = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float16, float32, bfloat16 or int8.")] = "float16",
     prompt: Annotated[str | None, typer.Option("--prompt", help="Put before every text.")] = None,
     max_tokens: Annotated[
@@ -158,6 +159,7 @@ def study(
     sample_by: SampleByOption = None,
     window: WindowOption = 4096,
     workers: WorkersOption = 1,
+    keep_exact: KeepExactOption = None,
     shard_rows: Annotated[int, typer.Option("--shard-rows", min=1, help="Rows of one shard.")] = 1 << 20,
     no_texts: Annotated[
         bool, typer.Option("--no-texts", help="Keep no training texts in the store.")
@@ -268,7 +270,12 @@ def study(
     memory = parse_bytes(max_memory)
     how = estimating_by(method, tolerance, index)
     train = _Side.of(
-        corpus, out / "corpus.lmd3", text=corpus_text or text, id=corpus_id or id, group=corpus_group or group
+        corpus,
+        out / "corpus.lmd3",
+        text=corpus_text or text,
+        id=corpus_id or id,
+        group=corpus_group or group,
+        weight=weight,
     )
     test = _Side.of(
         queries, out / "queries.lmd3", text=query_text or text, id=query_id or id, group=query_group or group
@@ -293,6 +300,7 @@ def study(
         "workers": workers,
         "shard_rows": shard_rows,
         "keep_texts": not no_texts,
+        "exact": keep_exact,
     }
     estimating: dict[str, Any] = {
         "kernel": kernel or ["exponential"],
