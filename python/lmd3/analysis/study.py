@@ -206,7 +206,8 @@ def regress(
             another bandwidth than the reference's.
         WorkError: the headline logit does not converge.
     """
-    from lmd3.analysis.run import Options, analyse
+    from lmd3.analysis.run import analyse
+    from lmd3.analysis.work import Options
 
     started = time.monotonic()
     if before is None and (density_before is not None or dose is not None):
