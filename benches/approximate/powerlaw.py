@@ -17,8 +17,10 @@ from benches.approximate import rivals
 from numpy.typing import NDArray
 
 from lmd3.density import KernelDensity
-from lmd3.density.approximate import DRAW_COST, PILOT, SLACK, Estimation, keys_of, parse_tolerance
+from lmd3.density.estimation import Estimation, keys_of
+from lmd3.density.methods import DRAW_COST, PILOT, parse_tolerance
 from lmd3.density.scan import Asked, Scanner
+from lmd3.density.stages import SLACK, Stages
 from lmd3.index import Index
 from lmd3.progress import silent
 from lmd3.store import open_store
@@ -90,7 +92,7 @@ def run(
                 )
                 pilot = job.stage(np.arange(q), np.full(q, float(PILOT)), 0, tolerance)
                 first = _failed(pilot.log_sum[:, 0] - truth, np.sqrt(pilot.variance[:, 0]))
-                sums, facts, _, exact = job.run(lambda line: None, silent)
+                sums, facts, _, exact = Stages(job).run(lambda line: None, silent)
                 error = sums.log_sum[:, 0] - truth
                 # The raw standard error: what the audit added is taken off again.
                 ratio = (facts["audit"].get("ratio") or [None])[0]

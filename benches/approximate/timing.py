@@ -19,8 +19,10 @@ from benches.approximate import neighbors
 from numpy.typing import NDArray
 
 from lmd3.density import KernelDensity
-from lmd3.density.approximate import Estimation, keys_of, parse_tolerance
+from lmd3.density.estimation import Estimation, keys_of
+from lmd3.density.methods import parse_tolerance
 from lmd3.density.scan import Asked, Scanner
+from lmd3.density.stages import Stages
 from lmd3.index import Index, default_path
 from lmd3.progress import silent
 from lmd3.store import Store, StoreWriter, open_store
@@ -121,7 +123,7 @@ def once(store: Store, index: Index, queries: NDArray[np.float32], h: float, thr
     for tolerance in TOLERANCES:
         job = job_of(store, index, queries, h, tolerance, threads)
         started = time.perf_counter()
-        sums, facts, _, done = job.run(lambda line: None, silent)
+        sums, facts, _, done = Stages(job).run(lambda line: None, silent)
         seconds = time.perf_counter() - started
         error = (sums.log_sum[:, 0] - truth)[~done]
         out[tolerance] = {

@@ -14,7 +14,7 @@ import lmd3
 from lmd3 import errors
 from lmd3.cli import main
 from lmd3.density import KernelDensity
-from lmd3.density.approximate import parse_tolerance
+from lmd3.density.methods import parse_tolerance
 from lmd3.index import Index, draw_keys, neighbor_sums, sample_rows
 from lmd3.results import DensityTable
 from lmd3.store import Store, StoreWriter, open_store

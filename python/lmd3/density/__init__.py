@@ -7,7 +7,8 @@ whose finished segments are kept, the `tables`, the `plan`, and the `estimator` 
 
 from __future__ import annotations
 
-from lmd3.density.estimator import PRECISIONS, KernelDensity
+from lmd3.density.estimator import KernelDensity
+from lmd3.density.parameters import PRECISIONS
 from lmd3.density.tables import local_dimension
 from lmd3.kernels import log_normalizer
 

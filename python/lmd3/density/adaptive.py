@@ -20,11 +20,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lmd3.density.job import Job
 from lmd3.density.scan import Asked, Scanner
+from lmd3.density.tables import local_dimension
 from lmd3.errors import ParameterError
 from lmd3.kernels import FUSED
 from lmd3.progress import ProgressFactory
-from lmd3.results import DENSITY
+from lmd3.results import DENSITY, DensityTable
 
 #: Ratio of neighbouring bandwidths, and how many of them an interpolation takes.
 STEP, POINTS = 2.0 ** (1 / 8), 8
@@ -114,8 +116,6 @@ def adaptive(
     Raises:
         ParameterError: k copies of a query: its r_k is 0.
     """
-    from lmd3.density.tables import local_dimension
-
     last = distances[:, -1]
     bad = np.flatnonzero(~(np.isfinite(last) & (last > 1e-6)))
     if len(bad):
@@ -189,3 +189,35 @@ def rows_of(found: Adaptive, kernel: str, ids: Sequence[str], precision: str) ->
         },
         schema=DENSITY,
     )
+
+
+def beside(
+    table: DensityTable,
+    job: Job,
+    kernels: Sequence[str],
+    factor: float,
+    distances: NDArray[np.float64],
+    progress: ProgressFactory,
+) -> DensityTable:
+    """The table of a job with the rows of adaptive bandwidths behind the others.
+
+    Args:
+        table: of the job.
+        job: its rows, queries, and what is left out.
+        kernels: each gets its rows.
+        factor: c.
+        distances: (Q, k) of the nearest rows, ascending.
+        progress: shows the pairs.
+
+    Raises:
+        ParameterError: k copies of a query.
+    """
+    parts, facts = [table.density], []
+    ids = table.queries["id"].to_pylist()
+    for kernel in kernels:
+        own, within = job.asked.own, job.asked.exclude_within
+        found = adaptive(job.scanner, job.queries, kernel, factor, distances, own, within, progress)
+        parts.append(rows_of(found, kernel, ids, job.scanner.arithmetic))
+        facts.append({"kernel": kernel, **found.facts()})
+    run = table.run | {"adaptive": facts}
+    return DensityTable(pa.concat_tables(parts), table.queries, table.neighbors, run)

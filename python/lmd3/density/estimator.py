@@ -9,47 +9,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from lmd3.bandwidth import DEFAULT_RULES, Bandwidth, Rule, parse_rule, read_bandwidths, split_rules
-from lmd3.density.adaptive import adaptive as adaptive_densities
-from lmd3.density.adaptive import check_factor, rows_of
-from lmd3.density.approximate import (
-    METHODS,
-    Estimation,
-    approximate,
-    choose,
-    keys_of,
-    parse_tolerance,
-)
-from lmd3.density.design_error import NEAREST, design_of
+from lmd3.bandwidth import Bandwidth, Rule, split_rules
+from lmd3.density.adaptive import beside as adaptive_beside
+from lmd3.density.adaptive import check_factor
+from lmd3.density.approximate import Approximation, approximate
+from lmd3.density.design_error import design_of
+from lmd3.density.estimation import Estimation, estimation_of, open_index
 from lmd3.density.extending import adopt
-from lmd3.density.groups import choose_groups
-from lmd3.density.job import Job, describe_work, identity
+from lmd3.density.job import Job, identity, note_job
+from lmd3.density.methods import parse_tolerance
+from lmd3.density.parameters import check_method, check_precision, parse_bandwidths, parse_kernels
 from lmd3.density.plan import Cluster, check_memory, plan_density
 from lmd3.density.ranking import ranked_again
-from lmd3.density.rounds import Rounds, asked_of
+from lmd3.density.rounds import Rounds, asked_before, asked_of_estimate
 from lmd3.density.rules import resolve_rules
-from lmd3.density.scan import Asked, Pair, Scanner
+from lmd3.density.scan import Asked, Pair, Scan, Scanner
+from lmd3.density.settings import asked_of, settings_of
 from lmd3.density.sides import Source, as_source, describe, own_rows, query_matrix
-from lmd3.density.tables import Tables, run_of
+from lmd3.density.stages import Stages
+from lmd3.density.tables import table_of
 from lmd3.errors import ParameterError, ShapeError
 from lmd3.executors import Executor
-from lmd3.executors.jobs import files_of, gaps, owners, read_job, read_record, write_job
+from lmd3.executors.jobs import files_of, gaps, owners, read_job, read_record
 from lmd3.executors.local import LocalExecutor
 from lmd3.executors.partials import FOLDER, canonical
-from lmd3.index import Index, default_path
-from lmd3.kernels import KERNELS, log_normalizer, unknown_kernel
+from lmd3.kernels import log_normalizer
 from lmd3.progress import ProgressFactory, silent
-from lmd3.results import DensityTable, write_json
+from lmd3.results import DensityTable
 from lmd3.store import Store
 
 if TYPE_CHECKING:
     from lmd3.density.rates import Rates
-
-#: Arithmetic of the dot products; "auto" is float32, and int16 for int8 rows.
-PRECISIONS = ("auto", "float32", "int16", "int8")
 
 
 class KernelDensity:
@@ -166,23 +158,8 @@ class KernelDensity:
         """
         self._kernels()
         self._rules()
-        self._check_precision()
-        self._check_method()
-
-    def _check_method(self) -> None:
-        if self.method not in METHODS:
-            raise ParameterError(
-                f"unknown method {self.method!r}", remedy=f"choose one of {', '.join(METHODS)}"
-            )
-        parse_tolerance(self.tolerance)
-
-    def _check_precision(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ParameterError(
-                f"unknown precision {self.precision!r}", remedy=f"choose one of {', '.join(PRECISIONS)}"
-            )
-        if self.io not in ("mmap", "pread"):
-            raise ParameterError(f"unknown io {self.io!r}", remedy="choose mmap or pread")
+        check_precision(self.precision, self.io)
+        check_method(self.method, self.tolerance)
 
     def __repr__(self) -> str:
         return f"KernelDensity({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
@@ -210,8 +187,8 @@ class KernelDensity:
         """
         kernels = self._kernels()
         rules, _ = self._rules()
-        self._check_precision()
-        self._check_method()
+        check_precision(self.precision, self.io)
+        check_method(self.method, self.tolerance)
         store = as_source(X, "rows")
         weights = None
         if sample_weight is not None:
@@ -342,7 +319,9 @@ class KernelDensity:
         """
         started = time.time()
         told = notice or (lambda line: self.notices_.append(line))
-        settings = _settings(neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed)
+        settings = settings_of(
+            neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed
+        )
         partials = None if folder is None else Path(folder) / FOLDER
         if extend is not None and partials is None:
             raise ParameterError("to extend an earlier result takes a folder", remedy="give folder=")
@@ -356,46 +335,35 @@ class KernelDensity:
         if adaptive is not None:
             self._check_adaptive(adaptive, executor)
         store, job = self._job(queries, settings, partials, progress or silent)
-        if self.method != "exact":
-            estimation = self._estimation(store, job.queries, job.asked)
-            if estimation is not None:
-                if partials is not None:
-                    chosen = executor or LocalExecutor(self.threads)
-                    estimation = self._in_rounds(
-                        store, job, settings, partials, estimation, chosen, told, progress
-                    )
-                estimated = approximate(estimation, told, progress or silent)
-                tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, estimated)
-                table = tables.all(neighbors, by_group, normalize)
-                table.run.update(
-                    run_of(job, self.bandwidths_, describe(store), estimated, table, self.notices_)
-                )
-                facts = {"method": estimated.facts["method"], "approximate": estimated.facts}
-                table.run.update(facts, settings=settings, seconds=round(time.time() - started, 3))
-                if estimation.rounds is not None:
-                    rounds = estimation.rounds
-                    table.run["work"] = rounds.summary.to_dict() | {"executor": rounds.executor.name}
-                return table
-        if partials is not None:
-            self._note(store, job, settings, partials)
+        estimation = self._estimation(store, job.queries, job.asked)
+        chosen = executor or LocalExecutor(self.threads)
+        facts: dict[str, Any] = {}
         work = None
-        if partials is None:
+        scan: Scan | Approximation
+        if estimation is not None:
+            rounds = None
+            if partials is not None:
+                rounds = self._rounds(store, job, settings, partials, estimation, chosen, told, progress)
+            scan = approximate(estimation, told, progress or silent, rounds)
+            facts = {"method": scan.facts["method"], "approximate": scan.facts}
+            work = None if rounds is None else rounds.summary
+        elif partials is None:
             scan = job.scanner.scan(job.queries, job.pairs, job.asked, progress or silent)
         else:
-            chosen = executor or LocalExecutor(self.threads)
+            self._note(store, job, settings, partials)
             files = job.partials(partials, told)
             if extend is not None:
                 adopt(Path(extend), files, self.store_, job.scanner.segments(), told)
-            work = job.scan(files, chosen, told, progress or silent).to_dict() | {"executor": chosen.name}
+            work = job.scan(files, chosen, told, progress or silent)
             scan = job.fold(files)
-        tables = Tables(job.scanner, self.bandwidths_, store.ids(), job.queries, scan)
-        table = tables.all(neighbors, by_group, normalize)
-        table.run.update(run_of(job, self.bandwidths_, describe(store), scan, table, self.notices_))
-        table.run.update(settings=settings, seconds=round(time.time() - started, 3))
+        ids, described = store.ids(), describe(store)
+        table = table_of(job, self.bandwidths_, ids, described, scan, settings, self.notices_)
+        table.run.update(facts, settings=settings, seconds=round(time.time() - started, 3))
         if work is not None:
-            table.run["work"] = work
+            table.run["work"] = work.to_dict() | {"executor": chosen.name}
         if adaptive is not None:
-            table = self._adapted(table, job, scan, store, adaptive, progress or silent)
+            distances = scan.neighbor_distances
+            table = adaptive_beside(table, job, self._kernels(), adaptive, distances, progress or silent)
             table.run["seconds"] = round(time.time() - started, 3)
         return table
 
@@ -410,33 +378,6 @@ class KernelDensity:
             )
         if design_of(self.store_) is not None:
             raise ParameterError("the corpus is a sample: no standard error is known of adaptive densities")
-
-    def _adapted(
-        self,
-        table: DensityTable,
-        job: Job,
-        scan: Any,
-        store: Store,
-        factor: float,
-        progress: ProgressFactory,
-    ) -> DensityTable:
-        """The table with the rows of adaptive bandwidths behind the others."""
-        parts, facts = [table.density], []
-        for kernel in self._kernels():
-            found = adaptive_densities(
-                job.scanner,
-                job.queries,
-                kernel,
-                factor,
-                scan.neighbor_distances,
-                job.asked.own,
-                job.asked.exclude_within,
-                progress,
-            )
-            parts.append(rows_of(found, kernel, store.ids(), job.scanner.arithmetic))
-            facts.append({"kernel": kernel, **found.facts()})
-        run = table.run | {"adaptive": facts}
-        return DensityTable(pa.concat_tables(parts), table.queries, table.neighbors, run)
 
     def scan_shard(
         self,
@@ -491,16 +432,17 @@ class KernelDensity:
                 remedy="run `lmd3 bandwidth … -o bandwidth.json` once, then give --bandwidth @bandwidth.json",
             )
         told = notice or (lambda line: self.notices_.append(line))
-        settings = _settings(neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed)
+        settings = settings_of(
+            neighbors, by_group, groups, normalize, exclude_self, exclude_within, self.seed
+        )
         partials = Path(folder) / FOLDER
         store, job = self._job(queries, settings, partials, progress or silent)
-        estimation = self._estimation(store, job.queries, job.asked) if self.method != "exact" else None
+        estimation = self._estimation(store, job.queries, job.asked)
         if estimation is not None:
             chosen = LocalExecutor(self.threads)
-            estimation = self._in_rounds(store, job, settings, partials, estimation, chosen, told, progress)
-            assert estimation.rounds is not None
-            part = estimation.shard(index, count)
-            return {"queries": part, "of": store.n, **estimation.rounds.summary.to_dict()}
+            rounds = self._rounds(store, job, settings, partials, estimation, chosen, told, progress)
+            part = Stages(estimation, rounds).shard(index, count)
+            return {"queries": part, "of": store.n, **rounds.summary.to_dict()}
         self._note(store, job, settings, partials)
         segments = len(job.scanner.segments())
         within = (index * segments // count, (index + 1) * segments // count)
@@ -550,7 +492,9 @@ class KernelDensity:
         self._check_fitted()
         store = as_source(queries, "queries")
         matrix = self._query_matrix(store)
-        asked = self._asked(store, matrix, neighbors, by_group, groups, exclude_self, exclude_within)
+        asked = asked_of(
+            self.store_, store, matrix, neighbors, by_group, groups, exclude_self, exclude_within
+        )
         resolved = hasattr(self, "bandwidths_")
         return plan_density(
             self._scanner(),
@@ -568,38 +512,24 @@ class KernelDensity:
 
     # --- inside ---
 
-    def _open_index(self) -> Index | None:
-        """The index, where there is one; by its name it must be there."""
-        if self.index is not None:
-            return Index(self.index, self.store_)
-        if self.store_.path is None or not default_path(self.store_).exists():
-            return None
-        return Index(default_path(self.store_), self.store_)
-
     def _estimation(self, store: Store, queries: NDArray[np.float32], asked: Asked) -> Estimation | None:
         """What is to be estimated, or None where all rows are to be read."""
         if self.method == "exact":
             return None
-        scanner, index = self._scanner(), self._open_index()
-        method, reason = choose(self.method, scanner, index, len(queries), self._pairs(), asked)
-        if method == "exact":
-            if reason is not None:
-                self.notices_.append(f"all rows are read: {reason}")
-            return None
-        return Estimation(
-            scanner,
-            index,
-            method,
+        return estimation_of(
+            self.method,
             parse_tolerance(self.tolerance),
+            self._scanner(),
+            open_index(self.store_, self.index),
+            store,
             queries,
-            keys_of(store),
             self._pairs(),
             asked,
             self.seed,
-            automatic=self.method == "auto",
+            self.notices_.append,
         )
 
-    def _in_rounds(
+    def _rounds(
         self,
         store: Store,
         job: Job,
@@ -609,50 +539,20 @@ class KernelDensity:
         executor: Executor,
         notice: Callable[[str], None],
         progress: ProgressFactory | None,
-    ) -> Estimation:
-        """An estimate whose rounds are kept in the folder of partials; the job is noted there."""
-        asked = {**job.identified, "estimate": asked_of(estimation)}
+    ) -> Rounds:
+        """The rounds of an estimate, kept in the folder of partials; the job is noted there."""
+        asked = {**job.identified, "estimate": asked_of_estimate(estimation)}
         index = estimation.index
         work = {"index": None if index is None else str(index.path.absolute())}
         self._note(store, replace(job, identified=asked), settings, partials, work)
         asked = {**asked, "kernels": self._pairs()}
-        rounds = Rounds(partials, canonical(asked), executor, notice, progress or silent)
-        return replace(estimation, rounds=rounds)
+        return Rounds(partials, canonical(asked), executor, notice, progress or silent)
 
     def _kernels(self) -> list[str]:
-        kernels = [self.kernel] if isinstance(self.kernel, str) else list(self.kernel)
-        if not kernels:
-            raise ParameterError("no kernel given")
-        for kernel in kernels:
-            if kernel not in KERNELS:
-                raise unknown_kernel(kernel)
-        if len(set(kernels)) < len(kernels):
-            raise ParameterError("a kernel was given twice")
-        return kernels
+        return parse_kernels(self.kernel)
 
     def _rules(self) -> tuple[list[Rule] | list[Bandwidth], bool]:
-        """The parsed rules (or the content of a file), and whether they are the default grid."""
-        given = self.bandwidth
-        rules = (
-            [given]
-            if isinstance(given, (str, float, int)) or not isinstance(given, Sequence)
-            else list(given)
-        )
-        if not rules:
-            raise ParameterError("no bandwidth given")
-        files = [rule for rule in rules if isinstance(rule, str) and rule.startswith("@")]
-        if files:
-            if len(rules) > 1:
-                raise ParameterError("a file of bandwidths stands alone: it is the whole set")
-            resolved = read_bandwidths(files[0][1:])
-            for entry in resolved:
-                if entry.kernel not in KERNELS:
-                    raise unknown_kernel(entry.kernel)
-            return resolved, False
-        parsed = [parse_rule(rule) for rule in rules]
-        if len({rule.text for rule in parsed}) < len(parsed):
-            raise ParameterError("a bandwidth was given twice")
-        return parsed, tuple(rules) == DEFAULT_RULES
+        return parse_bandwidths(self.bandwidth)
 
     def _keep(self, bandwidths: list[Bandwidth]) -> None:
         self.bandwidths_ = bandwidths
@@ -700,7 +600,8 @@ class KernelDensity:
             raise ParameterError(f"neighbors={neighbors} is negative")
         store = as_source(queries, "queries")
         matrix = self._query_matrix(store)
-        asked = self._asked(
+        asked = asked_of(
+            self.store_,
             store,
             matrix,
             neighbors,
@@ -729,18 +630,8 @@ class KernelDensity:
         then = (record.asked if record is not None else {}).get("estimate")
         if self.method == "exact" or then is None:
             return read_job(partials, identified)
-        return read_job(partials, {**identified, "estimate": then | self._asked_estimate(then)})
-
-    def _asked_estimate(self, then: Mapping[str, Any]) -> dict[str, Any]:
-        """What is known of an estimate before its method is chosen."""
-        tolerance = parse_tolerance(self.tolerance)
-        automatic = self.method == "auto"
-        return {
-            "method": then["method"] if automatic else self.method,
-            "tolerance": [tolerance.kind, tolerance.value],
-            "seed": self.seed,
-            "automatic": automatic,
-        }
+        asked = asked_before(then, self.method, parse_tolerance(self.tolerance), self.seed)
+        return read_job(partials, {**identified, "estimate": asked})
 
     def _note(
         self,
@@ -751,47 +642,13 @@ class KernelDensity:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         """Notes a job in the folder of its partials."""
-        bandwidths = [entry.to_dict() for entry in self.bandwidths_]
-        work = describe_work(partials, job.scanner, store, job, settings | {"notices": self.notices_})
-        # An estimate of another index, or an exact job, is not continued.
-        read_job(partials, job.identified)
-        write_job(partials, job.identified, bandwidths, work | dict(more or {}))
-        write_json(partials.parent / "bandwidth.json", {"format": 1, "bandwidths": bandwidths})
+        noted = settings | {"notices": self.notices_}
+        note_job(partials, store, job, self.bandwidths_, noted, more or {})
 
     def _query_matrix(self, store: Store) -> NDArray[np.float32]:
         """All queries as float32 (Q, d)."""
         self._check_fitted()
         return query_matrix(self.store_, store, self.max_memory, self.any_encoder)
-
-    def _asked(
-        self,
-        store: Store,
-        matrix: NDArray[np.float32],
-        neighbors: int,
-        by_group: bool,
-        groups: str | Path | Sequence[str] | None,
-        exclude_self: bool,
-        exclude_within: float,
-    ) -> Asked:
-        own = own_rows(self.store_, store, matrix) if exclude_self else None
-        if groups is not None and not by_group:
-            raise ParameterError("groups are chosen, but not asked for", remedy="add --by-group")
-        if by_group and not self.store_.groups:
-            raise ParameterError(
-                "the corpus has no groups", remedy="encode it with --group, or leave --by-group out"
-            )
-        least = 1
-        if (design := design_of(self.store_)) is not None:
-            # What the standard error of a sample needs.
-            by_group, least = by_group or design.by is not None, NEAREST
-            if groups is not None:
-                raise ParameterError(
-                    "the corpus is a sample: no standard error is known for groups taken together",
-                    remedy="leave --groups out",
-                )
-        k = min(max(neighbors, least), self.store_.n)
-        kept = None if groups is None else choose_groups(self.store_, groups)
-        return Asked(k, by_group, kept, own, exclude_within, tables=True)
 
     def _chosen(self) -> dict[str, Any]:
         """The bandwidths as far as they are known before the work: what identifies a job."""
@@ -810,24 +667,3 @@ class KernelDensity:
         found = resolve_rules(self._scanner(), kernels, rules, queries, asked, self.seed, progress, notices)
         self.notices_ += notices
         self._keep(found)
-
-
-def _settings(
-    neighbors: int,
-    by_group: bool,
-    groups: str | Path | Sequence[str] | None,
-    normalize: bool,
-    exclude_self: bool,
-    exclude_within: float,
-    seed: int,
-) -> dict[str, Any]:
-    """The settings of a job as `run.json` names them."""
-    return {
-        "neighbors": neighbors,
-        "by_group": by_group,
-        **({} if groups is None else {"groups": list(groups) if isinstance(groups, list) else str(groups)}),
-        "normalize": normalize,
-        "exclude_self": exclude_self,
-        "exclude_within": exclude_within,
-        "seed": seed,
-    }

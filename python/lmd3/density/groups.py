@@ -69,6 +69,16 @@ def group_map(store: Store, kept: Sequence[int]) -> NDArray[np.uint32]:
     return codes
 
 
+def group_slots(store: Store, kept: Sequence[int] | None) -> tuple[NDArray[np.uint32], list[int]]:
+    """For each code of the store the number of the group that it counts to, and the codes of these groups as
+    an exact scan gives them; all groups are kept apart where `kept` is None."""
+    if kept is None:
+        return np.arange(len(store.groups), dtype=np.uint32), list(range(len(store.groups)))
+    slots = np.full(len(store.groups), len(kept), np.uint32)
+    slots[list(kept)] = np.arange(len(kept))
+    return slots, [*kept, OTHER_CODE] if len(kept) < len(store.groups) else list(kept)
+
+
 def group_name(store: Store, code: int) -> str:
     """The name of a code of a scan."""
     return OTHER if code == OTHER_CODE else store.groups[code]

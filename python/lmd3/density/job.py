@@ -19,15 +19,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lmd3.bandwidth import Bandwidth
 from lmd3.density.groups import choose_groups
 from lmd3.density.scan import Asked, Pair, Scan, Scanner, fold, version
 from lmd3.density.sides import describe, query_matrix
 from lmd3.errors import FormatError, ParameterError, VerificationError, WorkError
 from lmd3.executors import TASKS_PER_SLOT, Executor, Function, Summary, Task, run_tasks
-from lmd3.executors.jobs import JOB, Partials, Record, files_of, gaps, in_words, owners, read_record
+from lmd3.executors.jobs import (
+    JOB,
+    Partials,
+    Record,
+    files_of,
+    gaps,
+    in_words,
+    owners,
+    read_job,
+    read_record,
+    write_job,
+)
 from lmd3.executors.partials import canonical
 from lmd3.progress import ProgressFactory
-from lmd3.results import write_parquet
+from lmd3.results import write_json, write_parquet
 from lmd3.store import Store, open_store, xxh3
 
 #: Segments of a task whose groups are renamed: 4 bytes a row.
@@ -253,6 +265,34 @@ def describe_work(
         "io": scanner.io,
         "settings": dict(settings),
     }
+
+
+def note_job(
+    folder: Path,
+    queries: Store,
+    job: Job,
+    bandwidths: Sequence[Bandwidth],
+    settings: Mapping[str, Any],
+    more: Mapping[str, Any],
+) -> None:
+    """Notes a job in the folder of its partials, and its bandwidths beside that.
+
+    Args:
+        folder: of the partials.
+        queries: their store.
+        job: the job.
+        bandwidths: what its rules came to.
+        settings: of the tables, and the seed.
+        more: what else other processes must know.
+
+    Raises:
+        OtherJobError: another job is noted there: an estimate by another index, or an exact one.
+    """
+    entries = [entry.to_dict() for entry in bandwidths]
+    work = describe_work(folder, job.scanner, queries, job, settings)
+    read_job(folder, job.identified)
+    write_job(folder, job.identified, entries, work | dict(more))
+    write_json(folder.parent / "bandwidth.json", {"format": 1, "bandwidths": entries})
 
 
 def _save_array(path: Path, array: NDArray[Any]) -> None:

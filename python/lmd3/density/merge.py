@@ -10,7 +10,7 @@ from typing import Any
 from lmd3.bandwidth import Bandwidth
 from lmd3.density.job import ids_of, open_job
 from lmd3.density.scan import fold
-from lmd3.density.tables import Tables, run_of
+from lmd3.density.tables import table_of
 from lmd3.errors import FileMissingError, OutputError, ParameterError
 from lmd3.executors.jobs import (
     JOB,
@@ -104,9 +104,8 @@ def merge(
         notices.append(f"merged from different {key}: {', '.join(values)}; the last digits depend on it")
         told(notices[-1])
     precision = "+".join(mixed["precision"]) if "precision" in mixed else None
-    builder = Tables(job.scanner, bandwidths, ids_of(noted, queries), job.queries, scan, precision)
-    table = builder.all(settings["neighbors"], settings["by_group"], settings["normalize"])
-    table.run.update(run_of(job, bandwidths, record.work["asked_of"], scan, table, notices))
+    ids, described = ids_of(noted, queries), record.work["asked_of"]
+    table = table_of(job, bandwidths, ids, described, scan, settings, notices, precision)
     table.run.update(
         settings=settings,
         seconds=round(time.time() - started, 3),

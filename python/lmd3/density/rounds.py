@@ -13,12 +13,14 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmd3.density.estimation import NEIGHBORS, Estimation
 from lmd3.density.job import Job, describe_work, identity, ids_of, open_job
+from lmd3.density.methods import Tolerance
 from lmd3.density.scan import Asked, Scan
 from lmd3.density.sides import as_source
 from lmd3.errors import FormatError
@@ -28,9 +30,6 @@ from lmd3.executors.partials import Part, canonical, fingerprint, load_part, sav
 from lmd3.index import Index, draw_keys
 from lmd3.progress import ProgressFactory
 from lmd3.store import xxh3
-
-if TYPE_CHECKING:
-    from lmd3.density.approximate import Estimation
 
 #: The folder of the rounds' files, and the beginning of the names of folders of exact scans.
 FOLDER, EXACT = "estimates", "exact"
@@ -43,7 +42,6 @@ TOGETHER = 4096
 
 #: Names of the rounds in progress and errors.
 ROUNDS = ("pilot", "estimate", "top-up", "neighbours", "more draws")
-NEIGHBORS, MORE = 3, 4
 
 
 def range_length(queries: int) -> int:
@@ -51,7 +49,7 @@ def range_length(queries: int) -> int:
     return min(max(queries // SHARE, FEWEST), MOST)
 
 
-def asked_of(estimation: Estimation) -> dict[str, Any]:
+def asked_of_estimate(estimation: Estimation) -> dict[str, Any]:
     """What the numbers of an estimate depend on beside what those of an exact job do."""
     index = estimation.index
     return {
@@ -60,6 +58,25 @@ def asked_of(estimation: Estimation) -> dict[str, Any]:
         "seed": estimation.seed,
         "automatic": estimation.automatic,
         "index": None if index is None else xxh3(repr(index.manifest["files"]).encode()),
+    }
+
+
+def asked_before(then: Mapping[str, Any], method: str, tolerance: Tolerance, seed: int) -> dict[str, Any]:
+    """What an estimate is asked for before its method is chosen, and the rest as the job of a folder has it.
+
+    Args:
+        then: `asked_of_estimate` of that job.
+        method: as asked for; of "auto" that job knows the outcome.
+        tolerance: as asked for.
+        seed: of the draws.
+    """
+    automatic = method == "auto"
+    return {
+        **then,
+        "method": then["method"] if automatic else method,
+        "tolerance": [tolerance.kind, tolerance.value],
+        "seed": seed,
+        "automatic": automatic,
     }
 
 
@@ -225,8 +242,6 @@ def do_round(arguments: dict[str, Any], report: Callable[[float], None]) -> dict
 @functools.lru_cache(maxsize=1)
 def _opened(folder: Path, written: int, threads: int | None) -> Estimation:
     """The job of a folder, kept open between the tasks of a worker."""
-    from lmd3.density.approximate import Estimation, Tolerance
-
     job = open_job(folder, threads)
     record = read_record(folder)
     assert record is not None  # open_job has read it
@@ -245,6 +260,6 @@ def _opened(folder: Path, written: int, threads: int | None) -> Estimation:
         asked["seed"],
         automatic=asked["automatic"],
     )
-    if asked_of(estimation) != asked:
+    if asked_of_estimate(estimation) != asked:
         raise FormatError("not the index that the job began with", file=str(place))
     return estimation

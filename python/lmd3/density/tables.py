@@ -176,7 +176,35 @@ class Tables:
         return np.ones(len(rows)) if weights is None else weights[rows].astype(np.float64)
 
 
-def run_of(
+def table_of(
+    job: Job,
+    bandwidths: Sequence[Bandwidth],
+    ids: Sequence[str],
+    queries: Mapping[str, Any],
+    scan: Scan | Approximation,
+    settings: Mapping[str, Any],
+    notices: Sequence[str],
+    precision: str | None = None,
+) -> DensityTable:
+    """The tables of a job with their run, to which settings and seconds are to be added.
+
+    Args:
+        job: the job.
+        bandwidths: the primary one first.
+        ids: of the queries.
+        queries: described.
+        scan: the job's result.
+        settings: how many `neighbors`, whether `by_group` and to `normalize`.
+        notices: what should be known about the bandwidths.
+        precision: what the sums were computed with [the scanner's].
+    """
+    builder = Tables(job.scanner, bandwidths, ids, job.queries, scan, precision)
+    table = builder.all(settings["neighbors"], settings["by_group"], settings["normalize"])
+    table.run.update(_run_of(job, bandwidths, queries, scan, table, notices))
+    return table
+
+
+def _run_of(
     job: Job,
     bandwidths: Sequence[Bandwidth],
     queries: Mapping[str, Any],
