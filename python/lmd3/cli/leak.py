@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lmd3.cli import _common
+from lmd3.cli import _common, _experiment
 
 _Path = Annotated[Path | None, typer.Option(metavar="FILE", help="Embeddings (.npy), one row per text.")]
 
@@ -90,17 +90,12 @@ def leak(
         str | None,
         typer.Option("--group", metavar="COL", help="Column of the items' groups: blocks stay inside one."),
     ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option("--encoder", metavar="NAME", help="hashing, or a sentence-transformers NAME or FOLDER."),
-    ] = "hashing",
+    encoder: _experiment.EncoderOption = "hashing",
     base_vectors: _Path = None,
     item_vectors: _Path = None,
     variant_vectors: _Path = None,
     placebo_vectors: _Path = None,
-    kernel: Annotated[
-        str, typer.Option("--kernel", metavar="K", help="Kernel of the density.")
-    ] = "exponential",
+    kernel: _experiment.KernelOption = "exponential",
     bandwidth: _common.BandwidthOption = None,
     model: Annotated[
         str,
@@ -118,13 +113,13 @@ def leak(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Pairs of arms [default: 3; 2 for ngram].")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.01, help="Times the texts are read.")] = 2.0,
-    width: Annotated[int, typer.Option("--width", min=8, help="Of a model from scratch.")] = 128,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Of a model from scratch.")] = 2,
-    heads: Annotated[int, typer.Option("--heads", min=1, help="Of a model from scratch.")] = 4,
-    context: Annotated[int, typer.Option("--context", min=8, help="Tokens of a sequence.")] = 256,
-    vocabulary: Annotated[int, typer.Option("--vocabulary", min=257, help="Of a model from scratch.")] = 2048,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences of an update.")] = 8,
+    epochs: _experiment.EpochsOption = 2.0,
+    width: _experiment.WidthOption = 128,
+    layers: _experiment.LayersOption = 2,
+    heads: _experiment.HeadsOption = 4,
+    context: _experiment.ContextOption = 256,
+    vocabulary: _experiment.VocabularyOption = 2048,
+    batch: _experiment.BatchOption = 8,
     learning_rate: Annotated[
         float | None,
         typer.Option("--learning-rate", help="Its peak [default: 3e-3 from scratch, 5e-5 for finetuning]."),
@@ -169,8 +164,7 @@ def leak(
     from lmd3.experiments.leak import NGRAM, SCRATCH, Leak, LeakSettings
     from lmd3.experiments.training import TrainingJob
 
-    if model not in (NGRAM, SCRATCH):
-        _common.existing(model)
+    model = _experiment.locate_model(model)
     if lora is not None and model in (NGRAM, SCRATCH):
         raise ParameterError("--lora finetunes a given model: name its folder by --model")
     columns = leak_inputs.Columns(id=id, prompt=prompt, answer=answer)
@@ -195,7 +189,6 @@ def leak(
         found = leak_inputs.VariantTexts(
             (), (), (), (), None if item_records.vectors is None else item_records.vectors[:0]
         )
-    options: dict[str, Any] = {} if bandwidth is None else {"bandwidths": tuple(bandwidth)}
     rate = learning_rate or (3e-3 if model in (NGRAM, SCRATCH) else 5e-5)
     settings = LeakSettings(
         doses=tuple(dose) if dose else (0, 1, 4, 16),
@@ -204,7 +197,7 @@ def leak(
         hold_back=hold_back,
         distinct=distinct,
         allow_present=allow_present,
-        model=model if model in (NGRAM, SCRATCH) else str(Path(model).resolve()),
+        model=model,
         tokenizer=tokenizer,
         seeds=seeds,
         epochs=epochs,
@@ -222,7 +215,7 @@ def leak(
             learning_rate=rate,
             lora=lora,
         ),
-        **options,
+        **_experiment.chosen_bandwidths(bandwidth),
     )
     experiment = Leak(
         out,
@@ -256,5 +249,4 @@ def leak(
         _common.emit(described, text="\n".join(lines))
         return
     summary = experiment.run()
-    lines = [f"{name}: {sentence}" for name, sentence in summary["verdicts"].items()]
-    _common.emit(summary | {"out": out}, text="\n".join([*lines, "", f"Tables: {out / 'analysis'}"]))
+    _experiment.emit_verdicts(summary, out)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lmd3.cli import _common
+from lmd3.cli import _common, _experiment
 
 
 def pretrain(
-    texts: Annotated[Path, typer.Argument(help="Table of texts with groups: .jsonl, .parquet or .csv.")],
+    texts: _experiment.TextsArgument,
     out: _common.OutOption,
-    group: Annotated[str, typer.Option("--group", metavar="COL", help="Column of the groups.")] = "group",
+    group: _experiment.TextGroupOption = "group",
     train: Annotated[
         list[str] | None,
         typer.Option("--train", metavar="GROUP", help="Trained on; repeatable [default: all not left out]."),
@@ -22,9 +21,7 @@ def pretrain(
         list[str] | None,
         typer.Option("--leave-out", metavar="GROUP", help="Never trained on; repeatable."),
     ] = None,
-    max_texts: Annotated[
-        int | None, typer.Option("--max-texts", min=1, help="Most training texts of a group [default: all].")
-    ] = None,
+    max_texts: _experiment.MaxTextsOption = None,
     held_out: Annotated[int, typer.Option("--held-out", min=10, help="Texts held out of each group.")] = 400,
     scored: Annotated[int, typer.Option("--scored", min=10, help="Texts scored of a group left out.")] = 300,
     finetune: Annotated[
@@ -35,16 +32,9 @@ def pretrain(
     ] = 0,
     text: _common.TextOption = "text",
     id: _common.IdOption = None,
-    vectors: Annotated[
-        Path | None, typer.Option("--vectors", metavar="FILE", help="Embeddings (.npy), one row per text.")
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option("--encoder", metavar="NAME", help="hashing, or a sentence-transformers NAME or FOLDER."),
-    ] = "hashing",
-    kernel: Annotated[
-        str, typer.Option("--kernel", metavar="K", help="Kernel of the density.")
-    ] = "exponential",
+    vectors: _experiment.VectorsOption = None,
+    encoder: _experiment.EncoderOption = "hashing",
+    kernel: _experiment.KernelOption = "exponential",
     bandwidth: _common.BandwidthOption = None,
     model: Annotated[
         str,
@@ -53,13 +43,13 @@ def pretrain(
             help="ngram (no torch), scratch (a small GPT-2), or the FOLDER of a model that read the texts.",
         ),
     ] = "ngram",
-    epochs: Annotated[float, typer.Option("--epochs", min=0.01, help="Times the texts are read.")] = 1.0,
-    width: Annotated[int, typer.Option("--width", min=8, help="Of a model from scratch.")] = 128,
-    layers: Annotated[int, typer.Option("--layers", min=1, help="Of a model from scratch.")] = 4,
-    heads: Annotated[int, typer.Option("--heads", min=1, help="Of a model from scratch.")] = 4,
-    context: Annotated[int, typer.Option("--context", min=8, help="Tokens of a sequence.")] = 128,
-    vocabulary: Annotated[int, typer.Option("--vocabulary", min=257, help="Of a model from scratch.")] = 2048,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences of an update.")] = 16,
+    epochs: _experiment.EpochsOption = 1.0,
+    width: _experiment.WidthOption = 128,
+    layers: _experiment.LayersOption = 4,
+    heads: _experiment.HeadsOption = 4,
+    context: _experiment.ContextOption = 128,
+    vocabulary: _experiment.VocabularyOption = 2048,
+    batch: _experiment.BatchOption = 16,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Its peak.")] = 3e-3,
     rivals: Annotated[
         int,
@@ -84,18 +74,14 @@ def pretrain(
     _common.existing(texts)
 
     from lmd3.errors import ParameterError
-    from lmd3.experiments import leak_inputs
-    from lmd3.experiments.leak import NGRAM, SCRATCH
+    from lmd3.experiments.leak import NGRAM
     from lmd3.experiments.pretrain import Pretrain, PretrainSettings
     from lmd3.experiments.training import TrainingJob
 
-    if model not in (NGRAM, SCRATCH):
-        _common.existing(model)
+    model = _experiment.locate_model(model)
     if rivals and model == NGRAM:
         raise ParameterError("--rivals takes gradients: name a neural --model")
-    columns = leak_inputs.Columns(id=id, text=text, group=group)
-    records = leak_inputs.read_records(texts, columns, vectors)
-    options: dict[str, Any] = {} if bandwidth is None else {"bandwidths": tuple(bandwidth)}
+    records = _experiment.read_grouped(texts, id=id, text=text, group=group, vectors=vectors)
     settings = PretrainSettings(
         trained=tuple(train) if train else None,
         left_out=tuple(leave_out) if leave_out else None,
@@ -103,7 +89,7 @@ def pretrain(
         held_out=held_out,
         scored=scored,
         finetune=finetune,
-        model=model if model in (NGRAM, SCRATCH) else str(Path(model).resolve()),
+        model=model,
         epochs=epochs,
         vocabulary=vocabulary,
         kernel=kernel,
@@ -116,7 +102,7 @@ def pretrain(
             batch=batch,
             learning_rate=learning_rate,
         ),
-        **options,
+        **_experiment.chosen_bandwidths(bandwidth),
     )
     experiment = Pretrain(
         out,
@@ -135,5 +121,4 @@ def pretrain(
         summary["verdicts"]["rivals"] = run_rivals(
             experiment, queries=rivals, progress=_common.progress, say=_common.notice
         )
-    lines = [f"{name}: {sentence}" for name, sentence in summary["verdicts"].items()]
-    _common.emit(summary | {"out": out}, text="\n".join([*lines, "", f"Tables: {out / 'analysis'}"]))
+    _experiment.emit_verdicts(summary, out)

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lmd3.cli import _common
+from lmd3.cli import _common, _experiment
 
 
 def subsets(
-    texts: Annotated[Path, typer.Argument(help="Table of texts with groups: .jsonl, .parquet or .csv.")],
+    texts: _experiment.TextsArgument,
     out: _common.OutOption,
-    group: Annotated[str, typer.Option("--group", metavar="COL", help="Column of the groups.")] = "group",
+    group: _experiment.TextGroupOption = "group",
     models: Annotated[
         int, typer.Option("--models", min=8, help="Models, each trained on a random half of the groups.")
     ] = 32,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Leave each group out instead; no intervals then.")
     ] = False,
-    max_texts: Annotated[
-        int | None, typer.Option("--max-texts", min=1, help="Most training texts of a group [default: all].")
-    ] = None,
+    max_texts: _experiment.MaxTextsOption = None,
     held_out: Annotated[int, typer.Option("--held-out", min=5, help="Queries from each group.")] = 100,
     text: _common.TextOption = "text",
     id: _common.IdOption = None,
-    vectors: Annotated[
-        Path | None, typer.Option("--vectors", metavar="FILE", help="Embeddings (.npy), one row per text.")
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option("--encoder", metavar="NAME", help="hashing, or a sentence-transformers NAME or FOLDER."),
-    ] = "hashing",
-    kernel: Annotated[
-        str, typer.Option("--kernel", metavar="K", help="Kernel of the density.")
-    ] = "exponential",
+    vectors: _experiment.VectorsOption = None,
+    encoder: _experiment.EncoderOption = "hashing",
+    kernel: _experiment.KernelOption = "exponential",
     bandwidth: _common.BandwidthOption = None,
     threads: _common.ThreadsOption = None,
     seed: _common.SeedOption = 0,
@@ -55,12 +45,9 @@ def subsets(
     _common.limit_threads(threads)
     _common.existing(texts)
 
-    from lmd3.experiments import leak_inputs
     from lmd3.experiments.subsets import HALVES, LEAVE_ONE_OUT, Subsets, SubsetSettings
 
-    columns = leak_inputs.Columns(id=id, text=text, group=group)
-    records = leak_inputs.read_records(texts, columns, vectors)
-    options: dict[str, Any] = {} if bandwidth is None else {"bandwidths": tuple(bandwidth)}
+    records = _experiment.read_grouped(texts, id=id, text=text, group=group, vectors=vectors)
     settings = SubsetSettings(
         models=models,
         design=LEAVE_ONE_OUT if leave_one_out else HALVES,
@@ -68,7 +55,7 @@ def subsets(
         held_out=held_out,
         kernel=kernel,
         seed=seed,
-        **options,
+        **_experiment.chosen_bandwidths(bandwidth),
     )
     summary = Subsets(
         out,
