@@ -1,5 +1,4 @@
-"""What the headline slope is compared with: another model, a reference corpus, parts of the corpus, outcomes
-before an intervention."""
+"""Comparisons: another model, a reference corpus, parts of the corpus, outcomes before an intervention."""
 
 from __future__ import annotations
 

@@ -1,21 +1,31 @@
-"""The steps of a study, from the complete rows to its tables."""
+"""One study: outcome against density, from the tables to coefficients, ladder and an answer in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from lmd3 import outcomes as _outcomes
+from lmd3 import tables
 from lmd3.analysis import adjustment as _adjustment
 from lmd3.analysis import bins as _bins
 from lmd3.analysis import comparisons as _comparisons
 from lmd3.analysis import evidence as _evidence
+from lmd3.analysis import few_clusters as _few
 from lmd3.analysis import join as _join
+from lmd3.analysis import ladder as _ladder
 from lmd3.analysis import models as _models
 from lmd3.analysis import multiplicity as _many
+from lmd3.analysis import paired as _paired
 from lmd3.analysis import regression as _regression
 from lmd3.analysis import robustness as _robust
 from lmd3.analysis import words as _words
@@ -23,9 +33,158 @@ from lmd3.analysis.inference import Inference
 from lmd3.analysis.sample import Sample, independent_controls
 from lmd3.analysis.study import Study
 from lmd3.analysis.work import LEAST_IN_GROUP, Options, Work
+from lmd3.errors import ParameterError
 
 #: Queries whose neighbours are kept for the report, at each end of the predictor.
 EXTREMES = 10
+
+
+def regress(
+    outcome: Any,
+    density: Any,
+    covariates: Any = None,
+    cluster: str | None = None,
+    within: str | None = None,
+    controls: str | Sequence[str] = "default",
+    predictor: str = "log_density",
+    bandwidth: float | str | Sequence[float | str] | None = None,
+    *,
+    outcome_name: str | None = None,
+    floor: float | None = None,
+    shuffles: int = _ladder.SHUFFLES,
+    draws: int = _few.DRAWS,
+    models: Sequence[str] = (),
+    contrast: Any = None,
+    reference: Any = None,
+    support: Any = None,
+    queries: Any = None,
+    corpus: Any = None,
+    adjust: str | Path | None = None,
+    random_controls: Any = None,
+    before: Any = None,
+    density_before: Any = None,
+    dose: str | None = None,
+    seed: int = 0,
+    id: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Study:
+    """Relates an outcome to the density of its queries.
+
+    The predictor and every control enter per standard deviation (over the rows of the study). Continuous
+    outcomes are fitted by least squares, binary ones by a logit; rows count `trials` × `weight` times where
+    the outcome table has such columns.
+
+    Args:
+        outcome: an outcome table (`lmd3.read_outcomes`), any other table of (id, value), or its path.
+        density: a `DensityTable`, its folder, or any table with an id and the predictor.
+        covariates: table or path with an id and one column per covariate.
+        cluster: column whose equal values are one cluster of the covariance.
+        within: column of groups that get an effect each. The fit with group effects is the primary one where
+            every group has at least 10 rows, else the pooled one; both are given.
+        controls: `default` (typicality and all of `covariates`), `none`, or names.
+        predictor: the column whose slope is asked for.
+        bandwidth: restricts a density table to these; the first is the primary one.
+        outcome_name: which outcome, where the table holds several.
+        floor: replaces log densities below it (−inf, where the density is zero); without one they are
+            refused.
+        shuffles: draws of the shuffle nulls, at least 200.
+        draws: of the wild bootstraps (effective clusters below 40) and, at most 1,999, of max-T.
+        models: alternatives to fit beside: of `lmd3.analysis.alternatives.ALTERNATIVES`.
+        contrast: another model's outcome table on the same queries: its slope, and the difference.
+        reference: densities of the same queries under a corpus the model never saw, at the same bandwidths:
+            the predictor becomes log density less that one, and density alone stands beside.
+        support: log densities of training rows, each left out of its own density (a density table):
+            queries get conformal p-values against them.
+        queries: vectors of the queries: a store, or (ids, (n, d) array). Where no cluster and no group is
+            named, near queries are clusters (k-means, √n of them); Moran's I of the residuals.
+        corpus: (m, d) vectors of training rows drawn at random: the distance of queries and corpus.
+        adjust: file of a causal graph or adjustment set (`lmd3.analysis.adjustment`).
+        random_controls: a table (id, draw, log_density) of densities among vectors that mean nothing
+            (`lmd3.density.held_out.random_densities`): their slopes stand beside.
+        before: outcomes of the same queries before an intervention: the study is of the change
+            (`lmd3.analysis.paired`).
+        density_before: their densities before it, at the same bandwidths: the predictor is the change.
+        dose: with `before`, a column of the outcomes: the number of texts leaked per query, or 0 and 1.
+        seed: of shuffles, draws, folds and k-means.
+        id: id column of a plain predictor table.
+        files: names for messages and `run.json` (`outcomes`, `density`, `covariates`) of tables given as
+            objects.
+
+    Raises:
+        JoinError: no id joins.
+        ColumnError: a column named does not exist or is not numeric.
+        NotFiniteError: a log density of −inf or NaN, and no floor.
+        ParameterError: an option out of range; an outcome or predictor without variation; too few rows;
+            another bandwidth than the reference's.
+        WorkError: the headline logit does not converge.
+    """
+    started = time.monotonic()
+    if before is None and (density_before is not None or dose is not None):
+        raise ParameterError("densities before and a dose go with outcomes before", remedy="give --before")
+    if before is not None and (reference is not None or contrast is not None):
+        raise ParameterError("a change is related to a change: no reference or contrast beside --before")
+    if shuffles < 200:
+        raise ParameterError(f"{shuffles} shuffles are too few", remedy="take at least 200")
+    if draws < 199:
+        raise ParameterError(f"{draws} draws are too few", remedy="take at least 199")
+    origins = {
+        name: str(value) if isinstance(value, (str, Path)) else None
+        for name, value in {
+            "outcomes": outcome,
+            "density": density,
+            "covariates": covariates,
+            "contrast": contrast,
+            "reference": reference,
+            "before": before,
+            "density_before": density_before,
+            "support": support,
+            "queries": queries,
+        }.items()
+    } | dict(files or {})
+    asked = [bandwidth] if isinstance(bandwidth, (int, float, str)) else bandwidth
+    scores = _scores(outcome, outcome_name, origins["outcomes"])
+    predictors = _join.read_predictors(density, predictor, asked, id)
+    plain_predictors, paired = None, None
+    if before is not None:
+        paired = scores["kind"][0].as_py() == "binary"
+        earlier = _scores(before, outcome_name, origins["before"])
+        scores = _paired.differences(scores, earlier, dose, origins["before"])
+        if density_before is not None:
+            under = _join.read_predictors(density_before, predictor, None, id)
+            predictors = _join.less_reference(predictors, under, _paired.CHANGE)
+    if reference is not None:
+        under = _join.read_predictors(reference, predictor, None, id)
+        plain_predictors = predictors
+        predictors = _join.less_reference(predictors, under, f"{predictor}_less_reference")
+    described = None if covariates is None else tables.as_frame(covariates)
+    joined = _join.join(scores, predictors, described, files=origins)
+    held = () if paired is None else _paired.held(joined.frame, dose is not None)
+    sample = Sample.of(joined, predictors, described, scores, cluster, within, controls, floor, origins, held)
+    graph = None
+    if adjust is not None:
+        graph = _adjustment.read_graph(adjust, predictor, sample.outcome)
+    if queries is not None:
+        sample.place(queries, seed, origins)
+    other = None if contrast is None else _scores(contrast, None, origins["contrast"])
+    options = Options(
+        shuffles,
+        draws,
+        tuple(models),
+        seed,
+        other,
+        plain_predictors,
+        None if support is None else _join.read_predictors(support, "log_density", None, id),
+        corpus,
+        graph,
+        controls,
+        None if random_controls is None else tables.as_frame(random_controls),
+        paired,
+    )
+    study = analyse(sample, predictors, options, origins)
+    study.run["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    study.run["versions"] = _versions()
+    study.run["seconds"] = round(time.monotonic() - started, 3)
+    return study
 
 
 def analyse(
@@ -206,3 +365,14 @@ def _extreme_neighbors(points: pd.DataFrame, neighbors: pd.DataFrame | None) -> 
     order = points.sort_values("predictor", kind="stable")["id"]
     wanted = set(order.head(EXTREMES)) | set(order.tail(EXTREMES))
     return neighbors[neighbors["id"].astype(str).isin(wanted)].reset_index(drop=True)
+
+
+def _scores(outcome: Any, name: str | None, file: str | None) -> pa.Table:
+    if not isinstance(outcome, pa.Table) or outcome.column_names[:2] != _outcomes.OUTCOME_SCHEMA.names[:2]:
+        outcome = _outcomes.read_outcomes(outcome)
+    return _outcomes.choose_outcome(outcome, name, file)
+
+
+def _versions() -> dict[str, str]:
+    names = ("lmd3", "numpy", "pandas", "pyarrow", "scipy", "statsmodels")
+    return {name: metadata.version(name) for name in names}

@@ -2,7 +2,9 @@
 
 Kernels and their normalising constants are those of `lmd3.kernels`; densities are always computed in log
 space. One subject a module: the two `sides` of the question, the native `scan`, bandwidth `rules`, the `job`
-whose finished segments are kept, the `tables`, the `plan`, and the `estimator` in front of them.
+whose finished segments are kept, the `tables`, the `plan`, and the `estimator` in front of them. Where sums
+are estimated: the `methods`, one stage of each (`estimation`), its `rounds` over ranges of queries, the
+`stages` with their `audit`, and what they come to (`approximate`).
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ ARITHMETIC_SQ_FLOAT = (1.5e-7, 0.02)
 def audited(q: int, seed: int) -> NDArray[np.bool_]:
     """Which of Q queries are scored exactly to judge the others."""
     count = min(q, min(max(q // 32, AUDIT[0]), AUDIT[1]))
-    audited = np.zeros(q, bool)
-    audited[np.random.default_rng([seed, 31]).choice(q, count, replace=False)] = True
-    return audited
+    chosen = np.zeros(q, bool)
+    chosen[np.random.default_rng([seed, 31]).choice(q, count, replace=False)] = True
+    return chosen
 
 
 def arithmetic(
