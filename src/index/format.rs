@@ -24,6 +24,13 @@ pub const MANIFEST: &str = "index.json";
 /// The version written and read.
 pub const VERSION: u32 = 2;
 
+/// Numbers per list in `moments.npy`: first row, rows, Σ w, mean and variance of ‖x − m‖², Σ w² relative to equal weights,
+/// smallest and largest ‖x − m‖².
+pub const MOMENTS: usize = 8;
+
+/// Lists by rank of nearness, as shares of their number: each bin has its own kappa.
+pub const RANKS: [f64; 5] = [0.005, 0.02, 0.08, 0.25, 1.0];
+
 /// Longest manifest that is read.
 const MAX_MANIFEST: u64 = 16 << 20;
 
@@ -65,7 +72,7 @@ pub struct IndexManifest {
     pub group_moments: bool,
     /// Whether rows have weights.
     pub weighted: bool,
-    /// How the variance of D² in a list grows with the distance of the query, by the list's rank (see `ivf::RANKS`).
+    /// How the variance of D² in a list grows with the distance of the query, by the list's rank (see `RANKS`).
     pub kappa: Vec<f64>,
     /// Σ w ‖x‖² / Σ w, Σ w.
     pub sq_norm: f64,
@@ -113,7 +120,7 @@ impl IndexManifest {
             && manifest.d > 0
             && (1..=manifest.n).contains(&manifest.lists)
             && manifest.kappa.iter().all(|kappa| kappa.is_finite() && *kappa >= 0.0)
-            && manifest.kappa.len() == super::ivf::RANKS.len()
+            && manifest.kappa.len() == RANKS.len()
             && manifest.weight.is_finite()
             && manifest.weight > 0.0
             && manifest.sq_norm.is_finite()
@@ -166,6 +173,12 @@ impl IndexManifest {
         }
         Ok(())
     }
+}
+
+/// The bin of each list by its rank, given as its place among all.
+pub fn rank_bin(rank: usize, lists: usize) -> usize {
+    let share = (rank + 1) as f64 / lists as f64;
+    RANKS.iter().position(|&end| share <= end).unwrap_or(RANKS.len() - 1)
 }
 
 /// Numbers that `.npy` files of the index hold.

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, ShardView};
 use crate::simd::{Level, pack_panel};
 use crate::store::{Column, Shard, ShardFiles};
-use format::{IndexManifest, read_array};
+use format::{IndexManifest, MOMENTS, read_array};
 use kmeans::Tree;
 
 /// Files up to this size are checked against their checksums whenever an index is opened.
@@ -151,9 +151,9 @@ impl Index {
         )?
         .with_shells(read_array(folder, "shells.npy", 1)?)?;
         let means: Vec<f32> = read_array(folder, "means.npy", d64)?;
-        let moments: Vec<f64> = read_array(folder, "moments.npy", ivf::MOMENTS as u64)?;
+        let moments: Vec<f64> = read_array(folder, "moments.npy", MOMENTS as u64)?;
         let count = manifest.lists as usize;
-        if tree.len() != count || means.len() != count * d || moments.len() != count * ivf::MOMENTS {
+        if tree.len() != count || means.len() != count * d || moments.len() != count * MOMENTS {
             return Err(broken("its files disagree on the number of lists"));
         }
         if !tree.lists().iter().chain(tree.coarse()).chain(&means).all(|x| x.is_finite()) {
@@ -173,7 +173,7 @@ impl Index {
         let ids = Column::open(&folder.join("ids.npy"), shard.len())?;
         let mut lists = Vec::with_capacity(count);
         let mut next = 0;
-        for entry in moments.chunks_exact(ivf::MOMENTS) {
+        for entry in moments.chunks_exact(MOMENTS) {
             let &[start, n, weight, tr, s4, spread, inner, outer] = entry else {
                 unreachable!("chunks of eight")
             };
