@@ -17,6 +17,7 @@ pub mod plan;
 mod queries;
 pub mod reduce;
 mod rows;
+mod slots;
 mod worker;
 
 use std::ops::Range;

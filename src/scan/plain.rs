@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::reduce::Sums;
-use super::worker::Slots;
+use super::slots::Slots;
 use super::{Job, Request};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Kernel, Measure};
