@@ -1,184 +1,25 @@
-//! The scan and its exact estimates.
+//! The scan of a store or matrix, whole or by parts, and the fold of its parts.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::convert::Matrix;
 use super::errors::to_python;
 use super::parts;
+use super::results::{PyEstimate, PyScan};
 use super::store::Store;
+use super::watch::{Failure, watched};
 use crate::error::{Error, ErrorKind, Result};
-use crate::estimate::{Estimate, exact};
 use crate::kernel::{Kernel, ScaledKernel};
 use crate::rows::ShardView;
 use crate::scan::reduce::{Fold, Part};
-use crate::scan::{
-    Control, Io, NO_ROW, Precision, Request, Scan, check_queries, plan, scan_parts as run_scan,
-};
+use crate::scan::{Io, NO_ROW, Precision, Request, check_queries, plan};
 use crate::simd::Level;
-
-/// How often a running scan looks for Ctrl-C and reports progress.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Exact sums and densities under one set of rows, for Q queries and B kernels.
-#[pyclass(name = "Estimate", module = "lmd3._lmd3", frozen)]
-struct PyEstimate {
-    estimate: Estimate,
-    queries: usize,
-}
-
-impl PyEstimate {
-    fn matrix<'py>(&self, py: Python<'py>, values: &[f64]) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        let kernels = values.len().checked_div(self.queries).unwrap_or(0);
-        values.to_vec().into_pyarray(py).reshape([self.queries, kernels])
-    }
-}
-
-#[pymethods]
-impl PyEstimate {
-    /// log(Σ w k / Σ w), float64 (Q, B).
-    #[getter]
-    fn log_density<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        self.matrix(py, &self.estimate.log_density)
-    }
-
-    /// log Σ w k, float64 (Q, B).
-    #[getter]
-    fn log_sum<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        self.matrix(py, &self.estimate.log_sum)
-    }
-
-    /// Effective sample size, float64 (Q, B).
-    #[getter]
-    fn ess<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        self.matrix(py, &self.estimate.ess)
-    }
-
-    /// Rows left out for each query, uint64 (Q,).
-    #[getter]
-    fn excluded<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
-        self.estimate.excluded.clone().into_pyarray(py)
-    }
-
-    /// Rows of the set.
-    #[getter]
-    fn rows(&self) -> u64 {
-        self.estimate.rows
-    }
-
-    /// Their weight.
-    #[getter]
-    fn weight(&self) -> f64 {
-        self.estimate.weight
-    }
-}
-
-/// The result of a scan.
-#[pyclass(name = "Scan", module = "lmd3._lmd3", frozen)]
-struct PyScan {
-    scan: Scan,
-    total: Py<PyEstimate>,
-    queries: usize,
-    kernels: usize,
-    neighbors: usize,
-    level: &'static str,
-}
-
-#[pymethods]
-impl PyScan {
-    /// Estimate under all rows.
-    #[getter]
-    fn total(&self, py: Python<'_>) -> Py<PyEstimate> {
-        self.total.clone_ref(py)
-    }
-
-    /// Estimate under each group of rows, by code; group 0 alone where groups were not asked for.
-    #[getter]
-    fn groups(&self) -> BTreeMap<u32, PyEstimate> {
-        let wrap = |estimate| PyEstimate { estimate, queries: self.queries };
-        let estimates = exact::by_group(&self.scan.sums, self.queries, self.kernels);
-        estimates.into_iter().map(|(code, estimate)| (code, wrap(estimate))).collect()
-    }
-
-    /// Global rows of the nearest neighbours, int64 (Q, k), −1 where there are fewer than k.
-    #[getter]
-    fn neighbor_rows<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i64>>> {
-        self.neighbor_values(py, -1, |neighbor| neighbor.row.cast_signed())
-    }
-
-    /// Their distances, float64 (Q, k), nearest first, NaN where there are fewer than k.
-    #[getter]
-    fn neighbor_distances<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        self.neighbor_values(py, f64::NAN, |neighbor| neighbor.sq_distance.sqrt())
-    }
-
-    /// Rows within the duplicate radius of each query, uint64 (Q,).
-    #[getter]
-    fn duplicates<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<u64>> {
-        self.scan.sums.duplicates.clone().into_pyarray(py)
-    }
-
-    /// Largest ⟨x, q⟩/‖x‖ over all rows, float32 (Q,), −∞ unless asked for.
-    #[getter]
-    fn max_projection<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
-        self.scan.sums.max_projection.clone().into_pyarray(py)
-    }
-
-    /// Σ w x, float64 (d,), empty unless asked for.
-    #[getter]
-    fn row_sum<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
-        self.scan.sums.row_sum.clone().into_pyarray(py)
-    }
-
-    /// Rows read.
-    #[getter]
-    fn rows(&self) -> u64 {
-        self.scan.rows
-    }
-
-    /// SIMD level that computed it.
-    #[getter]
-    fn level(&self) -> &'static str {
-        self.level
-    }
-}
-
-impl PyScan {
-    fn new(
-        py: Python<'_>,
-        scan: Scan,
-        queries: usize,
-        kernels: usize,
-        neighbors: usize,
-        level: Level,
-    ) -> PyResult<Self> {
-        let estimate = exact::total(&scan.sums, queries, kernels);
-        let total = Py::new(py, PyEstimate { estimate, queries })?;
-        Ok(Self { scan, total, queries, kernels, neighbors, level: level.name() })
-    }
-
-    fn neighbor_values<'py, T: numpy::Element + Copy>(
-        &self,
-        py: Python<'py>,
-        missing: T,
-        value: impl Fn(&crate::topk::Neighbor) -> T,
-    ) -> PyResult<Bound<'py, PyArray2<T>>> {
-        let mut values = Vec::with_capacity(self.scan.neighbors.len() * self.neighbors);
-        for found in &self.scan.neighbors {
-            values.extend(found.iter().map(&value));
-            values.extend(std::iter::repeat_n(missing, self.neighbors - found.len()));
-        }
-        values.into_pyarray(py).reshape([self.scan.neighbors.len(), self.neighbors])
-    }
-}
 
 /// The arguments of a scan, owned or borrowed from NumPy.
 struct Arguments<'py> {
@@ -525,83 +366,6 @@ fn place(store: &crate::store::Store, error: Error, row: u64) -> Error {
         Some(shard) => error.file(shard.path()).row(row - shard.first_row()),
         None => error,
     }
-}
-
-enum Failure {
-    Scan(Error),
-    Python(PyErr),
-}
-
-/// Runs a scan on a thread of its own while this one answers signals, reports progress and takes the parts.
-fn watched(
-    py: Python<'_>,
-    views: &[ShardView<'_>],
-    request: &Request<'_>,
-    range: Option<Range<usize>>,
-    progress: Option<Py<PyAny>>,
-    mut take: impl FnMut(Python<'_>, Part) -> PyResult<()> + Send,
-) -> std::result::Result<(), Failure> {
-    enum Event {
-        Part(Part),
-        End(Result<()>),
-    }
-    let control = Control::default();
-    let all = plan::segments(views);
-    let chosen = range.clone().unwrap_or(0..all.len());
-    let rows: u64 = all.get(chosen).unwrap_or(&[]).iter().map(|segment| segment.rows() as u64).sum();
-    let total = rows * (request.queries.len() / request.d.max(1)) as u64;
-    let tick = |py: Python<'_>| -> PyResult<()> {
-        py.check_signals()?;
-        if let Some(progress) = &progress {
-            progress.call1(py, (control.pairs.load(Ordering::Relaxed), total))?;
-        }
-        Ok(())
-    };
-    py.detach(|| {
-        std::thread::scope(|scope| {
-            // Parts wait for whoever takes them, so that they don't pile up.
-            let (sender, receiver) = sync_channel(1);
-            let control = &control;
-            scope.spawn(move || {
-                let mut sink = |part| {
-                    let gone = |_| Error::new(ErrorKind::Interrupted, "stopped");
-                    sender.send(Event::Part(part)).map_err(gone)
-                };
-                let result = run_scan(views, request, range, control, &mut sink);
-                // The receiver waits until this is sent.
-                let _ = sender.send(Event::End(result));
-            });
-            let mut failure = None;
-            let mut last = Instant::now();
-            let result = loop {
-                let event = receiver.recv_timeout(TICK);
-                let late = last.elapsed() >= TICK;
-                let mut attempt = Ok(());
-                match event {
-                    Ok(Event::End(result)) => break result,
-                    Ok(Event::Part(part)) if failure.is_none() => {
-                        attempt = Python::attach(|py| take(py, part));
-                    }
-                    Ok(Event::Part(_)) | Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => {
-                        break Err(Error::new(ErrorKind::Internal, "the scan ended without a result"));
-                    }
-                }
-                if attempt.is_ok() && failure.is_none() && late {
-                    last = Instant::now();
-                    attempt = Python::attach(tick);
-                }
-                if let Err(error) = attempt {
-                    control.stop.store(true, Ordering::Relaxed);
-                    failure = Some(error);
-                }
-            };
-            match failure {
-                Some(error) => Err(Failure::Python(error)),
-                None => result.map_err(Failure::Scan),
-            }
-        })
-    })
 }
 
 /// Adds this part's classes and functions to the module.

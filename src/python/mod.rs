@@ -7,9 +7,11 @@ mod errors;
 mod estimate;
 mod index;
 mod parts;
+mod results;
 mod store;
 mod system;
 mod text;
+mod watch;
 
 /// The native core of lmd3.
 #[pymodule]
