@@ -350,9 +350,9 @@ def test_many_groups_by_their_shares_of_the_draws(tmp_path: Path) -> None:
     rest = exact.sum(1) - exact[:, large].sum(1)
     assert np.allclose(three["group_log_sum"][..., 0], np.log(np.c_[exact[:, large], rest]), atol=1e-5)
     kde = KernelDensity(bandwidth=h, method="stratified", tolerance=0.05).fit(store)
-    chosen = kde.density(mixture(80, 3), by_group=True, groups=["g00", "g01"]).density.to_pandas()
+    chosen = kde.density(mixture(80, 3), by_group=True, groups=("g00", "g01")).density.to_pandas()
     truth_ = KernelDensity(bandwidth=h).fit(store)
-    expected = truth_.density(mixture(80, 3), by_group=True, groups=["g00", "g01"]).density.to_pandas()
+    expected = truth_.density(mixture(80, 3), by_group=True, groups=("g00", "g01")).density.to_pandas()
     assert set(chosen["group"].dropna()) == {"g00", "g01", "(other)"}
     estimated = chosen["method"] == "stratified"
     assert estimated.sum() > 60

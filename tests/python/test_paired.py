@@ -108,6 +108,8 @@ def test_mediation_finds_the_truth_and_agrees_with_statsmodels() -> None:
     assert found["indirect"][0] == pytest.approx(acme["Estimate"], abs=0.01)
     beside = mediation.simulated(y, m, t, controls)
     assert beside is not None and beside["indirect"] == pytest.approx(0.35, abs=0.05)
+    assert mediation.simulated(y, m, t, controls) == beside  # the seed decides, not what was drawn before
+    assert mediation.simulated(y, m, t, controls, seed=1) != beside
     # At ρ = 0 the sensitivity gives the estimate; at ρ̂ it vanishes.
     assert found["sensitivity"]["+0.0"] == pytest.approx(found["indirect"][0], rel=1e-6)
     assert found["rho_zero"] > 0 and found["p_value"] < 0.01

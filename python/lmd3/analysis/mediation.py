@@ -10,6 +10,7 @@ Where the treatment all but determines the mediator the two can't be told apart,
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -166,14 +167,19 @@ def simulated(
         rows = np.sort(rng.choice(rows, _MOST_SIMULATED, replace=False))
     names = [f"c{i}" for i in range(controls.shape[1])]
     frame = pd.DataFrame(controls[rows], columns=names).assign(t=t[rows], m=m[rows], y=y[rows])
+    # Before 0.15 statsmodels draws from numpy's global state, from then on from `rng` alone.
+    takes_rng = "rng" in inspect.signature(Mediation.fit).parameters
+    own = {"rng": rng} if takes_rng else {}
     state = np.random.get_state()
     try:
-        np.random.seed(seed % 2**32)  # the simulation of statsmodels has no generator of its own
+        np.random.seed(seed % 2**32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             outcome = sm.OLS(frame["y"], frame[["t", "m", *names]])
             mediator = sm.OLS(frame["m"], frame[["t", *names]])
-            result = Mediation(outcome, mediator, "t", "m").fit(method="parametric", n_rep=_SIMULATIONS)
+            result = Mediation(outcome, mediator, "t", "m").fit(
+                method="parametric", n_rep=_SIMULATIONS, **own
+            )
             table = result.summary()
     except Exception:  # statsmodels raises many kinds where a fit fails
         return None

@@ -30,7 +30,11 @@ def settings_of(
     return {
         "neighbors": neighbors,
         "by_group": by_group,
-        **({} if groups is None else {"groups": list(groups) if isinstance(groups, list) else str(groups)}),
+        **(
+            {}
+            if groups is None
+            else {"groups": str(groups) if isinstance(groups, (str, Path)) else list(groups)}
+        ),
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,
