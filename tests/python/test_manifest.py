@@ -50,6 +50,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "'exact' is not": lambda m: m["exact"].update(dtype="int8"),
     "'exact' is": lambda m: m["exact"].update(rounding=[]),
     "'files' is not": lambda m: m["shards"][0]["exact"].update(name="../x"),
+    "'files' is not what": lambda m: m.update(files=None),
     "'files' is": lambda m: m.update(files=[{"name": "x"}]),
     "'files'": lambda m: m.update(files=[5]),
     "'groups'": lambda m: m["groups"][0].update(truncated="many"),
@@ -69,6 +70,20 @@ def test_entries_of_another_kind_are_refused(match: str, store: Path) -> None:
     with pytest.raises(FormatError, match=match) as caught:
         lmd3.open_store(store)
     assert caught.value.file == str(store / "manifest.json")
+
+
+def test_bytes_that_are_no_text(store: Path) -> None:
+    path = store / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"remark": "remark"}
+    path.write_bytes(json.dumps(manifest).encode().replace(b'"remark"}', b'"re\xd8mark"}'))
+    with pytest.raises(FormatError, match="damaged manifest"):
+        lmd3.open_store(store)
+
+
+def test_texts_that_are_promised_and_not_there(store: Path) -> None:
+    change(store, lambda m: m.update(texts=True))
+    with pytest.raises(FormatError, match="has rows without"):
+        list(lmd3.open_store(store).texts())
 
 
 def test_names_of_arrow_columns_that_are_no_text(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def check_manifest(manifest: Mapping[str, Any], file: Path) -> None:
     if not _is_share(rounding):
         raise FormatError("damaged manifest: 'rounding' is no share of a norm", file=str(file))
     for name in ("files", "appended"):
-        if not all(isinstance(entry, dict) for entry in manifest.get(name) or ()):
+        listed = manifest.get(name, [])
+        if listed is None or not all(isinstance(entry, dict) for entry in listed):
             raise refuse(name)
     files = [*(manifest.get("files") or ())]
     files += [shard["exact"] for shard in manifest["shards"] if shard.get("exact") is not None]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmd3 import _lmd3
-from lmd3.errors import ParameterError
+from lmd3.errors import FormatError, ParameterError
 from lmd3.store import remote
 from lmd3.store.bare import Found, check_rows, find_vectors
 from lmd3.store.layout import ITEM_BYTES, MANIFEST
@@ -62,7 +62,10 @@ def open_store(source: str | Path | NDArray[Any] | Store) -> Store:
         before = (path / MANIFEST).stat().st_mtime_ns
         native = _lmd3.Store(path)
         # The native part has parsed these bytes and checked what it needs; the rest is checked here.
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+        except ValueError:  # no UTF-8 in a part that the native one passes over
+            raise FormatError("damaged manifest: not JSON", file=str(path / MANIFEST)) from None
         if (path / MANIFEST).stat().st_mtime_ns == before:
             break  # else rows were appended between the two readings
     check_manifest(manifest, path / MANIFEST)

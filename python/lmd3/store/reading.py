@@ -360,6 +360,7 @@ class Store:
 
         Raises:
             ColumnError: the store keeps no texts.
+            FormatError: it says that it does, and has rows without one.
         """
         if not self.has_texts:
             raise ColumnError(
@@ -370,6 +371,10 @@ class Store:
         tables = iter([self._table]) if self._table is not None else self._read_documents(["text"], batch)
         for table in tables:
             for part in table.select(["text"]).to_batches(max_chunksize=batch):
+                if part.column(0).null_count:
+                    raise FormatError(
+                        "the store says that it keeps texts, and has rows without", file=self._file
+                    )
                 yield part.column(0).to_pylist()
 
     @property
