@@ -48,6 +48,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "'sampling' is": lambda m: m["sampling"]["strata"][0].update(sampled=0),
     "'sampling'": lambda m: m.update(sampling=[1]),
     "'exact' is not": lambda m: m["exact"].update(dtype="int8"),
+    "'exact' is not what it": lambda m: m["exact"].update(rounding=1),
     "'exact' is": lambda m: m["exact"].update(rounding=[]),
     "'files' is not": lambda m: m["shards"][0]["exact"].update(name="../x"),
     "'files' is not what": lambda m: m.update(files=None),

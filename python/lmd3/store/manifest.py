@@ -63,7 +63,7 @@ def check_manifest(manifest: Mapping[str, Any], file: Path) -> None:
         if len({shard.get(name) is None for shard in manifest["shards"]}) > 1:
             raise FormatError(f"damaged manifest: some shards have {name!r}, others not", file=str(file))
     if (exact := manifest.get("exact")) is not None and not (
-        exact.get("dtype") in EXACT_DTYPES and _is_share(exact.get("rounding"))
+        exact.get("dtype") in EXACT_DTYPES and _is_share(exact.get("rounding")) and exact["rounding"] < 1
     ):
         raise refuse("exact")
     if (sampling := manifest.get("sampling")) is not None:
