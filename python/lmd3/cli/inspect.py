@@ -105,7 +105,10 @@ def _drift(store: Store) -> dict[str, Any] | None:
     shares = []
     for start in (0, max(0, store.n - DRIFT_ROWS)):
         rows = np.arange(start, min(start + DRIFT_ROWS, store.n))
-        found, unknown = state.unknown(store.documents(rows, ("text",))["text"].to_pylist())
+        texts = store.documents(rows, ("text",))["text"]
+        if texts.null_count:  # promised by the manifest, and not there
+            return None
+        found, unknown = state.unknown(texts.to_pylist())
         shares.append(unknown / max(found, 1))
     return {"unknown_first": shares[0], "unknown_last": shares[1], "drift": shares[1] - shares[0]}
 
