@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lmd3
+from lmd3.cli import main
 from lmd3.errors import FormatError, InputError
 from lmd3.store import StoreWriter
 
@@ -77,7 +78,7 @@ def test_bytes_that_are_no_text(store: Path) -> None:
     path = store / "manifest.json"
     manifest = json.loads(path.read_text()) | {"remark": "remark"}
     path.write_bytes(json.dumps(manifest).encode().replace(b'"remark"}', b'"re\xd8mark"}'))
-    with pytest.raises(FormatError, match="damaged manifest"):
+    with pytest.raises(FormatError, match="damaged manifest: not JSON"):
         lmd3.open_store(store)
 
 
@@ -85,6 +86,17 @@ def test_texts_that_are_promised_and_not_there(store: Path) -> None:
     change(store, lambda m: m.update(texts=True))
     with pytest.raises(FormatError, match="has rows without"):
         list(lmd3.open_store(store).texts())
+
+
+def test_no_drift_of_texts_that_are_promised_and_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store whose encoder counted texts, and keeps none."""
+    store = tmp_path / "s"
+    lmd3.encode(["a b c", "b c d", "c d e"] * 20, out=store, keep_texts=False)
+    change(store, lambda m: m.update(texts=True))
+    assert main(["inspect", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["idf_drift"] is None
 
 
 def test_names_of_arrow_columns_that_are_no_text(tmp_path: Path) -> None:

@@ -445,11 +445,6 @@ def summarised(scenario: Scenario, found: dict[str, float]) -> Row:
     return replace(row, fine=bool(fine))
 
 
-def summarise(scenario: Scenario, found: np.ndarray) -> Row:
-    """The row of a scenario's replicates."""
-    return summarised(scenario, rates(scenario, found))
-
-
 #: What decides the rows of a kind, beside this file: a kept row of other sources is made anew.
 _SOURCES = {
     "null": ("slope", "few_clusters", "inference", "regression"),

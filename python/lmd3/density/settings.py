@@ -27,14 +27,11 @@ def settings_of(
     seed: int,
 ) -> dict[str, Any]:
     """The settings of a job as `run.json` names them."""
+    chosen = str(groups) if isinstance(groups, (str, Path)) else list(groups or ())
     return {
         "neighbors": neighbors,
         "by_group": by_group,
-        **(
-            {}
-            if groups is None
-            else {"groups": str(groups) if isinstance(groups, (str, Path)) else list(groups)}
-        ),
+        **({} if groups is None else {"groups": chosen}),
         "normalize": normalize,
         "exclude_self": exclude_self,
         "exclude_within": exclude_within,
