@@ -7,6 +7,7 @@ fuzz/artifacts). Seconds are of this process's own time, so that a busy machine 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import resource
@@ -117,7 +118,7 @@ def _damaged_manifest(whole: str, chance: random.Random) -> bytes:
                     key
                 )
             case _:
-                container[key] = chance.choice(_VALUES)
+                container[key] = copy.deepcopy(chance.choice(_VALUES))
     text = json.dumps(manifest).encode()
     return _damaged(text, chance) if chance.random() < 0.1 else text
 
