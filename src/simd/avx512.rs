@@ -3,6 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::exponential;
 use super::rows;
 use super::tile::{self, Lanes};
 

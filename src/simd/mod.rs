@@ -3,6 +3,7 @@
 //! A scan asks a `Level` for the operations on a tile of rows × one panel of queries. Dispatch happens here, once a
 //! tile, never per pair. `portable` is the readable reference; `agree` holds the others to it.
 
+mod exponential;
 mod level;
 mod one;
 pub mod peak;
@@ -131,6 +132,11 @@ macro_rules! instantiate {
         $(#[$features])?
         pub(super) fn add_rows(tile: &[f32], d: usize, weights: Option<&[f32]>, scratch: &mut [f32], sum: &mut [f64])  {
             rows::add_rows(tile, d, weights, scratch, sum)
+        }
+
+        $(#[$features])?
+        pub(super) fn exponentials(values: &mut [f64]) {
+            exponential::exponentials(values)
         }
 
         $(#[$features])?
@@ -414,6 +420,11 @@ impl Level {
         dispatch!(self, add_rows(tile, d, weights, scratch, sum));
     }
 
+    /// Replaces every value x, which is no NaN, by eˣ. A value does not depend on its place.
+    pub(crate) fn exponentials(self, values: &mut [f64]) {
+        dispatch!(self, exponentials(values));
+    }
+
     /// ‖x − q‖² from differences in double precision.
     pub(crate) fn sq_distance(self, row: &[f32], query: &[f32]) -> f64 {
         dispatch!(self, sq_distance(row, query))
@@ -441,6 +452,20 @@ impl Level {
             }
         }
     }
+}
+
+/// Asks for bytes that are needed soon.
+#[inline]
+pub(crate) fn fetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: a prefetch changes nothing, whatever the address; every x86-64 has it.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast())
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 /// Queries of a panel side by side, [d][width], zeros where there are fewer than width: a value of a row meets all of them at once.

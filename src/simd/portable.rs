@@ -1,5 +1,6 @@
 //! The readable reference: plain Rust that every CPU runs. The other levels must agree with it.
 
+use super::exponential;
 use super::rows;
 use super::tile::{self, Lanes};
 
