@@ -274,6 +274,8 @@ class Index:
         rows: NDArray[np.uint64],
         *,
         own: NDArray[np.int64] | None = None,
+        aims: NDArray[np.float64] | None = None,
+        whole_cost: float = 1.0,
         target: float = 0.01,
         block: int = 8,
         group_map: NDArray[np.uint32] | None = None,

@@ -260,6 +260,8 @@ class Index:
         rows: NDArray[np.uint64],
         *,
         own: NDArray[np.int64] | None = None,
+        aims: NDArray[np.float64] | None = None,
+        whole_cost: float = 1.0,
         target: float = 0.01,
         by_group: bool = False,
         group_map: NDArray[np.uint32] | None = None,
@@ -273,8 +275,12 @@ class Index:
             queries: (Q, d).
             keys: (Q,): draws depend on a query's key, the seed and the stage alone (`draw_keys`).
             kernels: (name, h), the primary one first; exponential or gaussian.
-            rows: (Q,) rows to read for each query, centroids not counted.
+            rows: (Q,) rows to read for each query, centroids not counted, in rows drawn at random.
             own: (Q,) row of the store to leave out, −1 for none.
+            aims: (Q,) logarithm of a variance of the primary sum: no more rows are read than bring what the
+                index predicts of it down to that; None: as many as `rows` say.
+            whole_cost: what a row of a list read whole costs, in rows drawn, above 0: 1 where rows are
+                counted, less where time is.
             target: wanted relative error of a sum: the sampled part may rest on few rows where it is smaller.
             by_group: sums of each group of rows too.
             group_map: with `by_group`, the group from 0 that each of the store's codes counts to, uint32; by
@@ -285,7 +291,8 @@ class Index:
 
         Returns:
             `log_sum`, `variance` (of the log sum), `df`, `ess`, `flags` (Q, B); with groups the same with
-            `group_` before their names (Q, G, B); `rows` read, random `draws` and the weight `excluded` (Q,).
+            `group_` before their names (Q, G, B); the part of the variance that the index `predicted` (Q, B);
+            `rows` read, random `draws` and the weight `excluded` (Q,).
         """
         groups = None
         if by_group:
@@ -299,6 +306,8 @@ class Index:
             list(kernels),
             rows,
             own=own,
+            aims=aims,
+            whole_cost=whole_cost,
             target=target,
             group_map=groups,
             group_count=0 if groups is None else int(groups.max()) + 1,

@@ -28,49 +28,75 @@ pub(super) fn derivatives(kernel: &ScaledKernel, u: f64) -> (f64, f64, f64) {
     }
 }
 
-/// What is predicted of the kernel over a list, before any of its rows is read.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Prediction {
+/// What is predicted of the kernel over lists, before any of their rows is read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Predictions {
     /// Logarithm of μ, the mean weight: the constant of the control variate.
-    pub log_mu: f64,
+    pub log_mu: Vec<f64>,
     /// Logarithm of the root mean square of what the control variate leaves.
-    pub log_residual: f64,
+    pub log_residual: Vec<f64>,
     /// Whether that is a guess at the nearest few rows.
-    pub tail: bool,
+    pub tails: Vec<bool>,
+    /// Variance of log k.
+    spread: Vec<f64>,
 }
 
 /// log μ, and g′: the slope of the control variate is g′ μ. The lognormal mean of k where D² has the mean `u` and the variance `v`.
 #[inline]
 pub(super) fn mean(kernel: &ScaledKernel, u: f64, v: f64) -> (f64, f64) {
     let (g, g1, g2) = derivatives(kernel, u.max(1e-12));
-    ((g + 0.5 * (v * g1 * g1).min(3.0) + 0.5 * v * g2).min(0.0), g1)
+    (least_of(g + 0.5 * least_of(v * g1 * g1, 3.0) + 0.5 * v * g2, 0.0), g1)
 }
 
-/// Moments of k over the rows of a list where D² has the mean `u`, the variance `v` and the lower bound `least`; `log_n` is the
-/// logarithm of their number.
-///
-/// A lognormal's square is decided by D² about 2·v·|g′| below the mean. Where n rows do not reach so far, its moments are
-/// those of rows that do not exist; what is left then is one row of the n at the edge they do reach, u − √(2 ln n · v), or at the bound.
-#[inline]
-pub(super) fn predict(
-    kernel: &ScaledKernel,
-    u: f64,
-    v: f64,
-    least: impl FnOnce() -> f64,
-    log_n: f64,
-) -> Prediction {
-    let (g, g1, g2) = derivatives(kernel, u.max(1e-12));
-    let t = v * g1 * g1;
-    let curve = 0.5 * v * g2;
-    let log_mu = (g + 0.5 * t.min(3.0) + curve).min(0.0);
-    let tail = t > (TAIL * log_n).clamp(1.0, REACH);
-    let log_residual = if !tail {
-        (g + 0.5 * t + curve).min(0.0) + rest(t)
-    } else {
-        let edge = (u - (2.0 * log_n * v).sqrt()).max(least()).max(1e-12);
-        derivatives(kernel, edge).0 - 0.5 * log_n
-    };
-    Prediction { log_mu, log_residual, tail }
+impl Predictions {
+    /// Moments of k over the rows of lists where D² has the means `u`, the variances `v` and the lower bounds `least`; `log_n` are the
+    /// logarithms of their numbers.
+    ///
+    /// A lognormal's square is decided by D² about 2·v·|g′| below the mean. Where n rows do not reach so far, its moments are
+    /// those of rows that do not exist; what is left then is one row of the n at the edge they do reach, u − √(2 ln n · v), or at the bound.
+    pub fn predict(
+        &mut self,
+        kernel: &ScaledKernel,
+        u: &[f64],
+        v: &[f64],
+        least: impl Fn(usize) -> f64,
+        log_n: &[f64],
+    ) {
+        let count = u.len();
+        for values in [&mut self.log_mu, &mut self.log_residual, &mut self.spread] {
+            values.resize(count, 0.0);
+        }
+        self.tails.resize(count, false);
+        let (log_mu, logs, spread) =
+            (&mut self.log_mu[..count], &mut self.log_residual[..count], &mut self.spread[..count]);
+        let (u, v, log_n) = (&u[..count], &v[..count], &log_n[..count]);
+        // No branches: these become vectors.
+        for list in 0..count {
+            let (g, g1, g2) = derivatives(kernel, u[list].max(1e-12));
+            let t = v[list] * g1 * g1;
+            let curve = 0.5 * v[list] * g2;
+            log_mu[list] = least_of(g + 0.5 * least_of(t, 3.0) + curve, 0.0);
+            logs[list] = least_of(g + 0.5 * t + curve, 0.0);
+            spread[list] = t;
+        }
+        for list in 0..count {
+            let t = spread[list];
+            let tail = t > (TAIL * log_n[list]).clamp(1.0, REACH);
+            self.tails[list] = tail;
+            if tail {
+                let edge = (u[list] - (2.0 * log_n[list] * v[list]).sqrt()).max(least(list)).max(1e-12);
+                logs[list] = derivatives(kernel, edge).0 - 0.5 * log_n[list];
+            } else {
+                logs[list] += rest(t);
+            }
+        }
+    }
+}
+
+/// The smaller of two numbers that are none of them NaN, as one instruction.
+#[inline(always)]
+fn least_of(a: f64, b: f64) -> f64 {
+    if a < b { a } else { b }
 }
 
 /// A list is in that state where the variance of log k exceeds this share of ln n. (At ½ the edge is where a lognormal's square
@@ -114,11 +140,13 @@ mod tests {
     fn what_a_list_may_hide_is_at_the_edge_its_rows_reach() {
         let kernel = ScaledKernel::new(Kernel::Gaussian, 0.1).unwrap();
         // D² = 60 ± 10 over 200 rows: lognormal moments would be those of k > 1.
-        let found = predict(&kernel, 60.0, 100.0, || 0.0, 200.0_f64.ln());
-        let edge = 60.0 - 10.0 * (2.0 * 200.0_f64.ln()).sqrt();
-        assert!((found.log_residual - (-edge / 0.02 - 0.5 * 200.0_f64.ln())).abs() < 1e-9);
-        let bounded = predict(&kernel, 60.0, 100.0, || 50.0, 200.0_f64.ln());
-        assert!((bounded.log_residual - (-50.0 / 0.02 - 0.5 * 200.0_f64.ln())).abs() < 1e-9);
+        let mut found = Predictions::default();
+        let log_n = 200.0_f64.ln();
+        found.predict(&kernel, &[60.0, 60.0], &[100.0, 100.0], |list| [0.0, 50.0][list], &[log_n, log_n]);
+        let edge = 60.0 - 10.0 * (2.0 * log_n).sqrt();
+        assert!((found.log_residual[0] - (-edge / 0.02 - 0.5 * log_n)).abs() < 1e-9);
+        assert!((found.log_residual[1] - (-50.0 / 0.02 - 0.5 * log_n)).abs() < 1e-9);
+        assert!(found.tails == [true, true]);
     }
 
     #[test]

@@ -7,16 +7,21 @@ use rayon::prelude::*;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rows::{Dtype, ShardView};
-use crate::simd::Level;
+use crate::simd::{Level, fetch};
 
 /// Rows converted together.
 const TILE: usize = 128;
+
+/// Runs in front whose rows are asked for.
+const AHEAD: usize = 2;
 
 /// Largest norm of a query of 16-bit integers: products with rows of bytes stay far below 2³¹ up to 2¹⁴ dimensions.
 const INTEGER_NORM: f64 = 32_000.0;
 
 /// Below this share of ‖x‖² + ‖q‖² a squared distance is taken again in double precision.
-const NEAR: (f64, f64) = (0.02, 0.1);
+pub(crate) fn near_share(bytes: bool) -> f64 {
+    if bytes { 0.1 } else { 0.02 }
+}
 
 /// Largest norm that single precision squares and adds without overflow.
 const LARGEST_SQ_NORM: f32 = f32::from_bits((127 + 97) << 23);
@@ -94,6 +99,16 @@ impl<'a> Asked<'a> {
         self.sq_norms.is_empty()
     }
 
+    /// Whether they are held as integers too.
+    pub(crate) fn has_integers(&self) -> bool {
+        !self.integers.is_empty()
+    }
+
+    /// A query as integers, an even number of them, and the scale that makes it of them.
+    pub(crate) fn integers(&self, index: usize) -> (&[i16], f64) {
+        (&self.integers[index * self.even..][..self.even], self.scales[index])
+    }
+
     /// A query.
     pub fn query(&self, index: usize) -> &'a [f32] {
         &self.queries[index * self.d..(index + 1) * self.d]
@@ -154,10 +169,18 @@ pub fn gather(views: &[ShardView<'_>], asked: &Asked<'_>, runs: &[Run]) -> Found
     }
     pieces.into_par_iter().for_each_init(Tile::default, |tile, (order, out)| {
         let mut out = out;
+        let mut coming = order.iter().skip(AHEAD);
         for same in order.chunk_by(|&a, &b| {
             let (a, b) = (&runs[a as usize], &runs[b as usize]);
             (a.start, a.len) == (b.start, b.len)
         }) {
+            // Short runs lie anywhere: without asking for them in time each waits for memory.
+            for &next in coming.by_ref().take(same.len()) {
+                let run = &runs[next as usize];
+                if (run.len as usize) <= TILE {
+                    fetch_rows(views, &starts, run);
+                }
+            }
             let len = runs[same[0] as usize].len as usize;
             let (mine, later) = std::mem::take(&mut out).split_at_mut(len * same.len());
             let queries = same.iter().map(|&index| runs[index as usize].query as usize);
@@ -166,6 +189,14 @@ pub fn gather(views: &[ShardView<'_>], asked: &Asked<'_>, runs: &[Run]) -> Found
         }
     });
     Found { sq, at }
+}
+
+/// Asks for the rows of a run.
+fn fetch_rows(views: &[ShardView<'_>], starts: &[u64], run: &Run) {
+    let view = starts.partition_point(|&first| first <= run.start) - 1;
+    let rows = &views[view].rows;
+    let inside = (run.start - starts[view]) as usize;
+    fetch(rows.slice(inside, (inside + run.len as usize).min(rows.len())).bytes());
 }
 
 /// First row of each view, counted over all.
@@ -211,6 +242,7 @@ impl Tile {
         out: &mut [f32],
     ) {
         let mut done = 0;
+        let single = (queries.clone().count() == 1).then(|| queries.clone().next()).flatten();
         while done < len {
             let row = start + done as u64;
             let view = starts.partition_point(|&first| first <= row) - 1;
@@ -221,12 +253,22 @@ impl Tile {
             let bytes = rows.dtype() == Dtype::I8 && !asked.integers.is_empty();
             self.norms.resize(count, 0.0);
             if bytes {
-                self.integers.clear();
-                self.integers.resize(count * asked.even, 0);
                 self.squares.resize(count, 0);
-                level.widen_i8(rows.bytes(), d, asked.even, &mut self.integers, &mut self.squares);
-                self.norms.iter_mut().zip(&self.squares).for_each(|(norm, &sum)| *norm = sum as f32);
                 self.integer_dots.resize(count, 0);
+                match (single, asked.even == d) {
+                    // One query reads the bytes as they are.
+                    (Some(query), true) => {
+                        let integers = &asked.integers[query * d..][..d];
+                        let (dots, squares) = (&mut self.integer_dots, &mut self.squares);
+                        level.dots_one_i8(rows.bytes(), integers, 0, dots, squares);
+                    }
+                    _ => {
+                        self.integers.clear();
+                        self.integers.resize(count * asked.even, 0);
+                        level.widen_i8(rows.bytes(), d, asked.even, &mut self.integers, &mut self.squares);
+                    }
+                }
+                self.norms.iter_mut().zip(&self.squares).for_each(|(norm, &sum)| *norm = sum as f32);
             } else {
                 self.singles.resize(count * d, 0.0);
                 level.widen(&rows, &mut self.singles, &mut self.norms);
@@ -235,8 +277,10 @@ impl Tile {
             for (which, query) in queries.clone().enumerate() {
                 let to = &mut out[which * len + done..][..count];
                 let norm = asked.sq_norms[query];
-                let share = if bytes { NEAR.1 } else { NEAR.0 };
-                if bytes {
+                let share = near_share(bytes);
+                if bytes && single.is_some() && asked.even == d {
+                    // Done above.
+                } else if bytes {
                     let integers = &asked.integers[query * asked.even..][..asked.even];
                     level.dots_one_i16(&self.integers, integers, &mut self.integer_dots);
                 } else {

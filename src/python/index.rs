@@ -247,7 +247,7 @@ impl PyIndex {
     /// `keys` uint64 (Q,) and `rows` uint64 (Q,): what draws depend on, and how many rows (centroids not counted);
     /// `own` int64 (Q,) with −1 for none; `group_map` uint32 (groups of the store,): the group, of `group_count`, that each code
     /// counts to in the sums by group.
-    #[pyo3(signature = (queries, keys, kernels, rows, *, own=None, target=0.01, block=8, group_map=None, group_count=0, seed=0, stage=1, threads=0))]
+    #[pyo3(signature = (queries, keys, kernels, rows, *, own=None, aims=None, whole_cost=1.0, target=0.01, block=8, group_map=None, group_count=0, seed=0, stage=1, threads=0))]
     #[allow(clippy::too_many_arguments)] // keyword-only in Python, each with its default
     fn stage<'py>(
         &self,
@@ -257,6 +257,8 @@ impl PyIndex {
         kernels: Vec<(String, f64)>,
         rows: PyReadonlyArray1<'py, u64>,
         own: Option<PyReadonlyArray1<'py, i64>>,
+        aims: Option<PyReadonlyArray1<'py, f64>>,
+        whole_cost: f64,
         target: f64,
         block: u32,
         group_map: Option<PyReadonlyArray1<'py, u32>>,
@@ -277,7 +279,12 @@ impl PyIndex {
             kernels: &kernels,
             keys: keys.as_slice()?,
             rows: rows.as_slice()?,
+            aims: match &aims {
+                Some(aims) => Some(aims.as_slice()?),
+                None => None,
+            },
             own: own.as_deref(),
+            whole_cost,
             target,
             block,
             groups: match &group_map {
@@ -310,6 +317,9 @@ impl PyIndex {
             "draws",
             outcomes.iter().map(|outcome| outcome.draws).collect::<Vec<_>>().into_pyarray(py),
         )?;
+        let predicted: Vec<f64> =
+            outcomes.iter().flat_map(|outcome| outcome.predicted.iter().copied()).collect();
+        out.set_item("predicted", predicted.into_pyarray(py).reshape([n, kernels.len()])?)?;
         let excluded: Vec<f64> = outcomes.iter().map(|outcome| outcome.excluded).collect();
         out.set_item("excluded", excluded.into_pyarray(py))?;
         Ok(out)

@@ -34,6 +34,7 @@ use plan::{Segment, batch_size, chunks, groups_together, segments};
 pub use queries::Precision;
 use queries::Queries;
 use reduce::{Fold, Part, Sums};
+pub(crate) use rows::TileRows;
 use worker::Worker;
 
 /// No row is left out for this query.
@@ -311,6 +312,12 @@ struct Room {
     workers: usize,
 }
 
+/// A fused kernel as the tile loop sees it.
+pub(crate) fn exponent(kernel: &ScaledKernel) -> Exponent {
+    let coefficient = (kernel.coefficient() * std::f64::consts::LOG2_E) as f32;
+    Exponent { root: kernel.kernel.takes_root(), coefficient }
+}
+
 fn prepare<'a>(
     shards: &'a [ShardView<'a>],
     all: &'a [Segment],
@@ -334,14 +341,8 @@ fn prepare<'a>(
     }
     let fused: Vec<usize> =
         (0..request.kernels.len()).filter(|&column| request.kernels[column].kernel.is_fused()).collect();
-    let exponents = fused
-        .iter()
-        .map(|&column| request.kernels[column])
-        .map(|kernel| Exponent {
-            root: kernel.kernel.takes_root(),
-            coefficient: (kernel.coefficient() * std::f64::consts::LOG2_E) as f32,
-        })
-        .collect();
+    let exponents =
+        fused.iter().map(|&column| request.kernels[column]).map(|kernel| exponent(&kernel)).collect();
     Ok(Job {
         shards,
         segments,

@@ -11,7 +11,7 @@ const CONFLICT: usize = 2048;
 /// Buffers for the rows of a tile; reused from tile to tile of one job. Values between the end of a row and the stride are
 /// zeros: they are never written.
 #[derive(Default)]
-pub(super) struct TileRows {
+pub(crate) struct TileRows {
     /// ‖x‖² as stored.
     pub norms: Vec<f32>,
     /// Rows in single precision, where they are not stored so.

@@ -15,6 +15,9 @@
 mod plan;
 mod read;
 mod request;
+mod whole;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -23,13 +26,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::index::Index;
 use crate::index::gather::{Asked, gather};
 use crate::simd::pack_panel;
-use plan::{NEAR_LISTS, Plan, Planner};
+use plan::{Plan, Planner};
 use read::Reader;
+use whole::Asking;
 
 pub use request::{NO_ROW, Outcome, Stage};
 
-/// Queries' rows gathered together.
+/// Rows drawn, and queries, that are read together.
 const BATCH: u64 = 1 << 24;
+const QUERIES: usize = 4096;
 
 /// Runs a stage for all queries, on the threads of the current pool.
 ///
@@ -38,10 +43,21 @@ const BATCH: u64 = 1 << 24;
 pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Vec<Outcome>> {
     profile::check(request.kernels)?;
     let q = asked.len();
-    let fits =
-        request.keys.len() == q && request.rows.len() == q && request.own.is_none_or(|own| own.len() == q);
+    let fits = request.keys.len() == q
+        && request.rows.len() == q
+        && request.own.is_none_or(|own| own.len() == q)
+        && request.aims.is_none_or(|aims| aims.len() == q);
     if !fits || request.kernels.is_empty() || request.block == 0 {
-        return Err(Error::new(ErrorKind::Shape, "keys, rows or rows to leave out are not one per query"));
+        return Err(Error::new(
+            ErrorKind::Shape,
+            "keys, rows, aims or rows to leave out are not one per query",
+        ));
+    }
+    if request.whole_cost.is_nan() || request.whole_cost <= 0.0 || request.whole_cost > 1.0 {
+        return Err(Error::new(
+            ErrorKind::Parameter,
+            format!("a row read costs {}, which is not above 0 and up to 1", request.whole_cost),
+        ));
     }
     let codes = index.manifest().groups as usize;
     if request
@@ -54,47 +70,79 @@ pub fn stage(index: &Index, asked: &Asked<'_>, request: &Stage<'_>) -> Result<Ve
         ));
     }
     let width = index.panel_width();
-    // The distances to all lists of the panels in flight, and the rows gathered, are what takes memory.
-    let per_query = request.rows.iter().max().copied().unwrap_or(0)
-        + NEAR_LISTS as u64 * index.n().div_ceil(index.lists().len() as u64) * 2;
-    let batch = ((BATCH / per_query.max(1)) as usize).clamp(1, 4096).next_multiple_of(width);
+    // Sums of groups go by single rows; all else of lists read whole by panels of queries.
+    let together = request.groups.is_none();
+    let work = Work { index, asked, request, together };
+    let wave = 2 * rayon::current_num_threads() * width;
     let mut out = Vec::with_capacity(q);
-    for first in (0..q).step_by(batch) {
-        let end = (first + batch).min(q);
-        let panels: Vec<usize> = (first..end).step_by(width).collect();
-        let mut plans: Vec<Plan> = panels
-            .par_iter()
-            .map(|&start| {
-                let stop = (start + width).min(end);
+    while out.len() < q {
+        // How much is read for a query is known when it is planned: what is planned waits for others that read the same lists.
+        let first = out.len();
+        let (mut plans, mut rows) = (Vec::new(), 0);
+        while first + plans.len() < q && plans.len() < QUERIES && rows < BATCH {
+            let start = first + plans.len();
+            let more = work.plan(start..(start + wave).min(q));
+            rows += more.iter().flat_map(|plan| &plan.runs).map(|run| u64::from(run.len)).sum::<u64>();
+            plans.extend(more);
+        }
+        out.extend(work.read(first, plans)?);
+    }
+    Ok(out)
+}
+
+/// A stage at work.
+struct Work<'a> {
+    index: &'a Index,
+    asked: &'a Asked<'a>,
+    request: &'a Stage<'a>,
+    together: bool,
+}
+
+impl Work<'_> {
+    /// Plans some queries, from the first of a panel on.
+    fn plan(&self, range: Range<usize>) -> Vec<Plan> {
+        let (index, asked, request) = (self.index, self.asked, self.request);
+        let width = index.panel_width();
+        let panels: Vec<usize> = range.clone().step_by(width).collect();
+        let each = panels.par_iter().map_init(
+            || Planner::new(index, request, self.together),
+            |planner, &start| {
+                let stop = (start + width).min(range.end);
                 let queries = &asked.queries[start * asked.d..stop * asked.d];
                 let norms = &asked.sq_norms[start..stop];
                 let ranked = index.rank(queries, norms);
                 let groups = request.groups.map(|_| group_distances(index, queries, norms));
-                let mut planner = Planner::new(index, request);
                 (start..stop)
                     .map(|query| planner.plan(query, &ranked, query - start, groups.as_deref()))
                     .collect::<Vec<_>>()
-            })
-            .flatten_iter()
-            .collect();
+            },
+        );
+        each.flatten_iter().collect()
+    }
+
+    /// Reads what was planned for the queries from `first` on.
+    fn read(&self, first: usize, mut plans: Vec<Plan>) -> Result<Vec<Outcome>> {
+        let (index, asked, request) = (self.index, self.asked, self.request);
         let mut runs = Vec::with_capacity(plans.iter().map(|plan| plan.runs.len()).sum());
         let mut starts = Vec::with_capacity(plans.len());
-        for plan in &mut plans {
-            starts.push(runs.len() as u32);
+        let mut entries = Vec::new();
+        for (at, plan) in plans.iter_mut().enumerate() {
+            starts.push((runs.len() as u32, entries.len()));
             runs.append(&mut plan.runs);
+            if self.together {
+                let query = (first + at) as u32;
+                entries.extend(plan.whole.iter().map(|&(list, _)| Asking { list, query }));
+            }
         }
+        let whole = whole::read(index, asked, request.kernels, request.own, &entries)?;
         let found = gather(&[index.view()], asked, &runs);
-        let part: Vec<Outcome> = plans
-            .par_iter()
-            .zip(&starts)
-            .enumerate()
-            .map(|(at, (plan, &start))| {
-                Reader { index, request, found: &found, runs: &runs, first: start }.read(first + at, plan)
-            })
-            .collect();
-        out.extend(part);
+        let each = plans.par_iter().zip(&starts).enumerate().map(|(at, (plan, &(first_run, entry)))| {
+            let whole = self.together.then_some((&whole, entry));
+            Reader { index, request, found: &found, runs: &runs, first: first_run, whole }
+                .read(first + at, plan)
+        });
+        Ok(each.collect())
     }
-    Ok(out)
 }
 
 /// ‖q − m‖² of each entry of the groups' moments: [entry][lane].

@@ -2,21 +2,28 @@
 //! known of their sum.
 
 use super::request::Stage;
-use crate::estimate::profile;
+use crate::estimate::profile::{self, Predictions};
 use crate::index::format::{RANKS, rank_bin};
 use crate::index::gather::Run;
 use crate::index::random::Rng;
-use crate::index::{GroupMoments, Index, Ranked};
+use crate::index::{GroupMoments, Index, List, Ranked};
 
 /// Share of the rows that near lists may take to be read whole, and lists that always are.
 const NEAR_SHARE: f64 = 0.4;
-pub(super) const NEAR_LISTS: usize = 2;
+const NEAR_LISTS: usize = 2;
+
+/// The least that is spent where a variance is aimed at, in rows drawn: this share of the rows, within bounds. Queries of which the
+/// model expects nothing are those where a list that it misjudges matters; most of this goes to near lists, and costs little.
+const LEAST: f64 = 0.01;
+const LEAST_SPENT: (f64, f64) = (300.0, 4000.0);
 
 /// A list that is to give this share of its rows is read whole.
 const WHOLE: f64 = 0.97;
 
-/// Part of the draws that goes to rows whatever is predicted of them.
-const FLOOR: f64 = 0.1;
+/// Parts of the draws that do not go by predicted residuals: to rows whatever is predicted of them, and by predicted weight, so that a
+/// list whose residual is misjudged is drawn from as its share of the sum deserves.
+const FLOOR: f64 = 0.05;
+const MASS: f64 = 0.25;
 
 /// Kappa is a mean over lists, and single lists scatter around it by about two: predicting on the high side errs on the side
 /// of coverage.
@@ -42,15 +49,29 @@ pub(super) struct Stretch {
     pub variance: f64,
 }
 
+/// What is known of one kernel's sum over the lists not read whole.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// All is relative to its exponential, or the square of that.
+    pub shift: f64,
+    /// Σ W μ.
+    pub sum: f64,
+    /// Logarithm of the variance that the model predicts, as it counts in that of the estimate.
+    pub model: f64,
+}
+
 /// What is decided for one query before any row is read.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
+    /// Lists, each with the number of its run where single rows are looked at.
     pub whole: Vec<(u32, u32)>,
+    /// ‖q − m‖² of these.
+    pub to_means: Vec<f64>,
     pub heavy: Vec<Stretch>,
     /// Two of each stratum, one after the other.
     pub light: Vec<Stretch>,
-    /// Per kernel: shift, and relative to its exponential Σ W μ over lists not read whole, and the logarithm of the model's variance.
-    pub known: Vec<(f64, f64, f64)>,
+    /// Per kernel.
+    pub known: Vec<Known>,
     /// Per group and kernel the same sum.
     pub known_groups: Vec<f64>,
     /// Whether anything is left to sampling.
@@ -58,72 +79,92 @@ pub(super) struct Plan {
     pub runs: Vec<Run>,
 }
 
-/// One thread's buffers for planning.
+/// One thread's buffers for planning. Arrays have an entry per list.
 pub(super) struct Planner<'a> {
     index: &'a Index,
     request: &'a Stage<'a>,
-    keys: Vec<u64>,
+    /// Whether lists read whole are read for many queries together, not as runs.
+    together: bool,
+    /// Facts of the lists, the mean weight of their rows, and the logarithm of the root of the mean square weight of their rows.
+    sizes: Vec<f64>,
+    log_sizes: Vec<f64>,
+    weights: Vec<f64>,
+    mean_weights: Vec<f64>,
+    tr: Vec<f64>,
+    s4: Vec<f64>,
+    log_scales: Vec<f64>,
     /// First rank of each bin.
     bin_starts: [usize; RANKS.len()],
+    /// Of one query: lists in order of nearness, the bin of each, mean and variance of D², and which are read whole.
+    keys: Vec<u64>,
     bins: Vec<u8>,
-    log_sizes: Vec<f64>,
+    mean_sq: Vec<f64>,
+    variance: Vec<f64>,
     whole: Vec<bool>,
-    /// Logarithm of the root of the mean square weight of each list's rows.
-    log_scales: Vec<f64>,
-    /// Per kernel and list: log μ, the logarithm of the residual, and the residual relative to the largest.
-    log_mu: Vec<f64>,
-    residual: Vec<f64>,
-    relative: Vec<f64>,
-    /// Per kernel and list: whether few of its rows may decide its sum.
-    tails: Vec<bool>,
+    /// Per kernel; of lists that are read whole both logarithms are −∞.
+    predictions: Vec<Predictions>,
+    /// Per kernel: the residual relative to the largest.
+    relative: Vec<Vec<f64>>,
     /// Rows to draw of each list; 0 where it is read whole.
     draws: Vec<f64>,
+    /// Rows of lists that are not read whole.
+    open: Vec<f64>,
+    /// One kernel's μ over the largest.
+    mu: Vec<Vec<f64>>,
+    /// Rows, and their parts in the model's variance, by residual.
+    binned: Vec<[f64; 2]>,
+    /// Of each list the factors of its variance.
+    left: Vec<f64>,
+    squares: Vec<f64>,
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(index: &'a Index, request: &'a Stage<'a>) -> Self {
-        let lists = index.lists().len();
-        let pairs = lists * request.kernels.len();
+    pub fn new(index: &'a Index, request: &'a Stage<'a>, together: bool) -> Self {
+        let lists = index.lists();
+        let (count, kernels) = (lists.len(), request.kernels.len());
+        let scale = |list: &List| (list.weight / list.n.max(1) as f64 * list.spread.sqrt()).ln();
         Self {
             index,
             request,
-            keys: vec![0; lists],
+            together,
+            sizes: lists.iter().map(|list| list.n as f64).collect(),
+            log_sizes: lists.iter().map(|list| (list.n.max(1) as f64).ln()).collect(),
+            weights: lists.iter().map(|list| list.weight).collect(),
+            mean_weights: lists.iter().map(|list| list.weight / list.n.max(1) as f64).collect(),
+            tr: lists.iter().map(|list| list.tr).collect(),
+            s4: lists.iter().map(|list| list.s4).collect(),
+            log_scales: lists.iter().map(|list| if list.n > 0 { scale(list) } else { 0.0 }).collect(),
             bin_starts: std::array::from_fn(|bin| {
-                (0..lists).find(|&rank| rank_bin(rank, lists) >= bin).unwrap_or(lists)
+                (0..count).find(|&rank| rank_bin(rank, count) >= bin).unwrap_or(count)
             }),
-            bins: vec![0; lists],
-            log_sizes: index.lists().iter().map(|list| (list.n.max(1) as f64).ln()).collect(),
-            whole: vec![false; lists],
-            log_mu: vec![0.0; pairs],
-            log_scales: index
-                .lists()
-                .iter()
-                .map(
-                    |list| {
-                        if list.n > 0 { (list.weight / list.n as f64 * list.spread.sqrt()).ln() } else { 0.0 }
-                    },
-                )
-                .collect(),
-            residual: vec![0.0; pairs],
-            relative: vec![0.0; pairs],
-            tails: vec![false; pairs],
-            draws: vec![0.0; lists],
+            keys: vec![0; count],
+            bins: vec![0; count],
+            mean_sq: vec![0.0; count],
+            variance: vec![0.0; count],
+            whole: vec![false; count],
+            predictions: vec![Predictions::default(); kernels],
+            relative: vec![vec![0.0; count]; kernels],
+            draws: vec![0.0; count],
+            open: vec![0.0; count],
+            mu: vec![vec![0.0; count]; kernels],
+            binned: Vec::new(),
+            left: vec![0.0; count],
+            squares: vec![0.0; count],
         }
     }
 
     /// Orders the nearest lists first in `keys` (the list is the lower half) and gives every list its bin.
     fn rank(&mut self, ranked: &Ranked, lane: usize) {
-        let (lists, centroids) = (self.index.lists(), self.index.centroids());
-        let own = ranked.own[lane] as usize;
+        let centroids = self.index.centroids();
+        let (distances, own) = (ranked.to_centroids(lane), ranked.own(lane) as usize);
         for (list, key) in self.keys.iter_mut().enumerate() {
-            let centroid = centroids[list] as usize;
-            let distance = if list == own { 0.0 } else { ranked.to_centroid[centroid * ranked.width + lane] };
+            let distance = if list == own { 0.0 } else { distances[centroids[list] as usize] };
             // Positive floats order as their bits do; lists without rows come last.
             let bits =
-                if lists[list].n == 0 { u32::MAX } else { distance.to_bits() + u32::from(list != own) };
+                if self.sizes[list] == 0.0 { u32::MAX } else { distance.to_bits() + u32::from(list != own) };
             *key = u64::from(bits) << 32 | list as u64;
         }
-        let mut end = lists.len();
+        let mut end = centroids.len();
         for bin in (0..RANKS.len()).rev() {
             let start = self.bin_starts[bin].min(end);
             if start > 0 && start < end {
@@ -146,46 +187,39 @@ impl<'a> Planner<'a> {
     pub fn plan(&mut self, query: usize, ranked: &Ranked, lane: usize, groups: Option<&[f32]>) -> Plan {
         let (index, request) = (self.index, self.request);
         let (lists, kernels) = (index.lists(), request.kernels);
-        let (count, d, width) = (lists.len(), index.d() as f64, ranked.width);
-        let budget = request.rows[query];
+        let count = lists.len();
         self.rank(ranked, lane);
+        self.predict(ranked.to_means(lane));
+        let mut budget = request.rows[query] as f64;
+        if let Some(aims) = request.aims {
+            let least = (LEAST * index.n() as f64).clamp(LEAST_SPENT.0, LEAST_SPENT.1);
+            // Kernels that share the draws have up to 1.3 times the error that each would have alone.
+            let shared = if kernels.len() > 1 { 1.7 } else { 1.0 };
+            budget = budget.min((shared * self.budget(aims[query])).max(least));
+        }
         self.whole.fill(false);
         let mut plan = Plan::default();
-        let mut rows = 0;
+        let mut spent = 0.0;
         for (place, key) in self.keys.iter().enumerate() {
             let list = (*key & 0xffff_ffff) as usize;
-            let after = rows + lists[list].n;
-            if lists[list].n == 0 || place >= NEAR_LISTS && after as f64 > NEAR_SHARE * budget as f64 {
+            let after = spent + self.sizes[list] * request.whole_cost;
+            if lists[list].n == 0 || place >= NEAR_LISTS && after > NEAR_SHARE * budget {
                 break;
             }
             self.whole[list] = true;
-            rows = after;
+            spent = after;
         }
         // Where the two nearest lists eat most of the budget a part still goes to the rest.
-        let draws = (budget.saturating_sub(rows)).max(budget / 4).max(4 * u64::from(request.block)) as f64;
-        let kappa = &index.manifest().kappa;
-        let mean_sq = |list: usize| f64::from(ranked.to_mean[list * width + lane]);
-        let variance = |list: usize, dm: f64, bins: &[u8]| {
-            lists[list].s4 + KAPPA * 4.0 * kappa[bins[list] as usize] * dm * lists[list].tr / d
-        };
-        let mut shifts = vec![f64::NEG_INFINITY; kernels.len()];
-        for (h, kernel) in kernels.iter().enumerate() {
-            let (log_mu, residual) =
-                (&mut self.log_mu[h * count..][..count], &mut self.residual[h * count..][..count]);
-            for (list, entry) in lists.iter().enumerate() {
-                if self.whole[list] || entry.n == 0 {
-                    continue;
-                }
-                let dm = mean_sq(list);
-                let spread = variance(list, dm, &self.bins);
-                let least = || entry.nearest_sq(dm);
-                let found = profile::predict(kernel, dm + entry.tr, spread, least, self.log_sizes[list]);
-                log_mu[list] = found.log_mu;
-                residual[list] = found.log_residual + self.log_scales[list];
-                self.tails[h * count + list] = found.tail;
-                shifts[h] = shifts[h].max(found.log_mu);
+        let draws = (budget - spent).max((0.25 * budget).floor()).max(4.0 * f64::from(request.block));
+        let to_means = ranked.to_means(lane);
+        for list in 0..count {
+            if self.whole[list] || self.sizes[list] == 0.0 {
+                self.close(list);
+            } else {
+                self.open[list] = self.sizes[list];
             }
         }
+        let mut shifts: Vec<f64> = (0..kernels.len()).map(|h| self.weigh(h)).collect();
         let peaks = self.rates(draws);
         plan.sampled = self.draws.iter().any(|&draws| draws > 0.0);
         if plan.sampled {
@@ -195,51 +229,155 @@ impl<'a> Planner<'a> {
         for (list, entry) in lists.iter().enumerate() {
             if self.whole[list] && entry.n > 0 {
                 plan.whole.push((list as u32, plan.runs.len() as u32));
-                plan.runs.push(Run { query: query as u32, start: entry.start, len: entry.n as u32 });
+                plan.to_means.push(f64::from(to_means[list]));
+                if !self.together {
+                    plan.runs.push(Run { query: query as u32, start: entry.start, len: entry.n as u32 });
+                }
             }
         }
-        for (h, &shift) in shifts.iter().enumerate() {
-            let (mut sum, mut model) = (0.0, 0.0);
-            for list in (0..count).filter(|&list| !self.whole[list] && lists[list].n > 0) {
-                let n = lists[list].n as f64;
-                sum += lists[list].weight * (self.log_mu[h * count + list] - shift).exp();
-                let r = n * self.relative[h * count + list];
-                let part = if self.tails[h * count + list] { TAIL } else { MODEL };
-                model += part * r * r * (1.0 / self.draws[list] - 1.0 / n);
+        for h in 0..kernels.len() {
+            // Where lists that were large are read whole by now, what is left is seen from nearer.
+            if largest(&self.predictions[h].log_mu) < shifts[h] - 30.0 {
+                shifts[h] = self.weigh(h);
             }
+            let (shift, sum, model) = (shifts[h], dot(&self.weights, &self.mu[h]), self.model(h));
             let model = if model > 0.0 { model.ln() + 2.0 * (peaks[h] - shift) } else { f64::NEG_INFINITY };
-            plan.known.push((shift, sum, model));
+            plan.known.push(Known { shift, sum, model });
         }
         for stretch in plan.heavy.iter_mut().chain(&mut plan.light) {
-            stretch.to_mean = mean_sq(stretch.list as usize);
-            stretch.variance = variance(stretch.list as usize, stretch.to_mean, &self.bins);
+            let list = stretch.list as usize;
+            stretch.to_mean = f64::from(to_means[list]);
+            stretch.variance = self.variance[list];
         }
         if let (Some(distances), Some(moments), Some(groups)) = (groups, index.groups(), request.groups) {
-            self.known_of_groups(&mut plan, moments, groups, distances, &mean_sq, lane, width, &shifts);
+            self.known_of_groups(&mut plan, moments, groups, distances, lane, &shifts);
         }
         plan
     }
 
+    /// Mean and variance of D² in every list, and what they make of each kernel.
+    fn predict(&mut self, to_means: &[f32]) {
+        let (index, lists) = (self.index, self.index.lists());
+        let factors: [f64; RANKS.len()] =
+            std::array::from_fn(|bin| KAPPA * 4.0 * index.manifest().kappa[bin] / index.d() as f64);
+        for list in 0..lists.len() {
+            let dm = f64::from(to_means[list]);
+            self.mean_sq[list] = dm + self.tr[list];
+            self.variance[list] = self.s4[list] + factors[self.bins[list] as usize] * dm * self.tr[list];
+        }
+        for (kernel, found) in self.request.kernels.iter().zip(&mut self.predictions) {
+            let least = |list: usize| lists[list].nearest_sq(f64::from(to_means[list]));
+            found.predict(kernel, &self.mean_sq, &self.variance, least, &self.log_sizes);
+            for (residual, scale) in found.log_residual.iter_mut().zip(&self.log_scales) {
+                *residual += scale;
+            }
+        }
+    }
+
+    /// What must be spent so that the model's part of the variance of the primary kernel's sum is e^`aim`.
+    ///
+    /// With λ r draws per row, lists where that is above `whole_cost` are read whole, and of the others Σ part n r (1/λ − r) is left. So
+    /// lists are sorted into bins by log r, and one way through them, from the smallest up, gives the variance and the cost of every λ.
+    /// Sums are relative to the bin they are at: residuals are anything from 1 to e^−1000 of the largest.
+    fn budget(&mut self, aim: f64) -> f64 {
+        const PER_NAT: f64 = 8.0;
+        const BINS: usize = 4096;
+        let found = &self.predictions[0];
+        let cost = self.request.whole_cost;
+        let filled = |list: usize| self.sizes[list] > 0.0;
+        let residuals =
+            || (0..self.sizes.len()).filter(|&list| filled(list)).map(|list| found.log_residual[list]);
+        let peak = residuals().fold(f64::NEG_INFINITY, f64::max);
+        if peak == f64::NEG_INFINITY {
+            return 0.0;
+        }
+        self.binned.clear();
+        self.binned.resize(BINS, [0.0; 2]);
+        let mut last = 0;
+        for list in (0..self.sizes.len()).filter(|&list| filled(list)) {
+            let bin = (((peak - found.log_residual[list]) * PER_NAT) as usize).min(BINS - 1);
+            let part = if found.tails[list] { TAIL } else { MODEL };
+            self.binned[bin][0] += self.sizes[list];
+            self.binned[bin][1] += part * self.sizes[list];
+            last = last.max(bin);
+        }
+        // Relative to the bin's own residual: Σ n r, Σ part n r and Σ part n r² over it and all smaller ones.
+        let step = (-1.0 / PER_NAT).exp();
+        let (mut rows, mut first, mut second) = (0.0, 0.0, 0.0);
+        let mut above: f64 = self.binned.iter().map(|bin| bin[0]).sum();
+        let mut spent = above * cost;
+        for bin in (0..=last).rev() {
+            let [n, weight] = self.binned[bin];
+            above -= n;
+            (rows, first, second) = (rows * step + n, first * step + weight, second * step * step + weight);
+            let level = 2.0 * (peak - bin as f64 / PER_NAT) - aim;
+            let rest = (first / (WHOLE * cost) - second).max(0.0);
+            if rest > 0.0 && level + rest.ln() > 0.0 {
+                return spent;
+            }
+            spent = above * cost + WHOLE * cost * rows / (1.0 - FLOOR - MASS);
+        }
+        // Nothing need be read whole: e^aim = r² (first/share − second).
+        let share = first / ((aim - 2.0 * peak).exp() + second);
+        share.min(WHOLE * cost) * rows / (1.0 - FLOOR - MASS)
+    }
+
+    /// Fills in one kernel's μ relative to the exponential of the largest logarithm, which is returned: −∞ where no list is open.
+    fn weigh(&mut self, h: usize) -> f64 {
+        let (mu, logs) = (&mut self.mu[h], &self.predictions[h].log_mu);
+        let shift = largest(logs);
+        if shift == f64::NEG_INFINITY {
+            mu.fill(0.0);
+            return shift;
+        }
+        mu.iter_mut().zip(logs).for_each(|(mu, log)| *mu = log - shift);
+        self.index.level().exponentials(mu);
+        shift
+    }
+
+    /// The variance that the model predicts of one kernel's sum, relative to the square of its largest residual.
+    fn model(&mut self, h: usize) -> f64 {
+        let count = self.sizes.len();
+        let (tails, relative) = (&self.predictions[h].tails[..count], &self.relative[h][..count]);
+        let (sizes, draws) = (&self.sizes[..count], &self.draws[..count]);
+        let (left, squares) = (&mut self.left[..count], &mut self.squares[..count]);
+        for list in 0..count {
+            let part = if tails[list] { TAIL } else { MODEL };
+            let r = sizes[list] * relative[list];
+            squares[list] = part * r * r;
+            left[list] = if draws[list] > 0.0 { 1.0 / draws[list] - 1.0 / sizes[list] } else { 0.0 };
+        }
+        dot(left, squares)
+    }
+
+    /// Leaves a list out of what is predicted and drawn.
+    fn close(&mut self, list: usize) {
+        self.open[list] = 0.0;
+        for found in &mut self.predictions {
+            found.log_mu[list] = f64::NEG_INFINITY;
+            found.log_residual[list] = f64::NEG_INFINITY;
+        }
+        for mu in &mut self.mu {
+            mu[list] = 0.0;
+        }
+    }
+
     /// Σ of the control variate over each group's rows in the lists not read whole: their mean D² is known exactly too.
-    #[allow(clippy::too_many_arguments)] // the places of one query
     fn known_of_groups(
         &self,
         plan: &mut Plan,
         groups: &GroupMoments,
         (map, kept): (&[u32], usize),
         distances: &[f32],
-        mean_sq: &dyn Fn(usize) -> f64,
         lane: usize,
-        width: usize,
         shifts: &[f64],
     ) {
-        let (lists, kernels) = (self.index.lists(), self.request.kernels);
-        let count = lists.len();
+        let (kernels, width) = (self.request.kernels, self.index.panel_width());
         plan.known_groups = vec![0.0; kept * kernels.len()];
-        for list in (0..count).filter(|&list| !self.whole[list] && lists[list].n > 0) {
-            let u = mean_sq(list) + lists[list].tr;
+        for list in (0..self.open.len()).filter(|&list| self.open[list] > 0.0) {
+            let u = self.mean_sq[list];
             for (h, kernel) in kernels.iter().enumerate() {
-                let mu = (self.log_mu[h * count + list] - shifts[h]).exp();
+                let mu = (self.predictions[h].log_mu[list] - shifts[h]).exp();
                 let (_, slope, _) = profile::derivatives(kernel, u.max(1e-12));
                 for entry in groups.first[list] as usize..groups.first[list + 1] as usize {
                     let [_, weight, tr] = groups.moments[entry];
@@ -257,34 +395,40 @@ impl<'a> Planner<'a> {
     /// What one list may hide can be e^100 times what all others may. When it is read whole, what is left is shared out anew.
     fn rates(&mut self, draws: f64) -> Vec<f64> {
         const ROUNDS: usize = 12;
-        let lists = self.index.lists();
-        let (count, kernels) = (lists.len(), self.request.kernels.len());
+        let kernels = self.request.kernels.len() as f64;
         let mut left = draws;
         let mut peaks = self.peaks();
         for round in 1.. {
             self.draws.fill(0.0);
-            for (h, &peak) in peaks.iter().enumerate() {
-                let mut total = 0.0;
-                for (list, entry) in lists.iter().enumerate() {
-                    let log = self.residual[h * count + list] - peak;
-                    let closed = self.whole[list] || entry.n == 0;
-                    let relative = if closed || log < -60.0 { 0.0 } else { log.exp() };
-                    self.relative[h * count + list] = relative;
-                    total += entry.n as f64 * relative;
+            for ((found, relative), &peak) in self.predictions.iter().zip(&mut self.relative).zip(&peaks) {
+                if peak == f64::NEG_INFINITY {
+                    relative.fill(0.0);
+                    continue;
                 }
+                relative.iter_mut().zip(&found.log_residual).for_each(|(into, log)| *into = log - peak);
+                self.index.level().exponentials(relative);
+                let total = dot(&self.open, relative);
                 if total > 0.0 {
-                    let part = (1.0 - FLOOR) / (total * kernels as f64);
-                    let relative = &self.relative[h * count..][..count];
-                    self.draws.iter_mut().zip(relative).for_each(|(rate, r)| *rate += part * r);
+                    let part = (1.0 - FLOOR - MASS) / (total * kernels);
+                    self.draws.iter_mut().zip(relative).for_each(|(rate, r)| *rate += part * *r);
+                }
+            }
+            for mu in &self.mu {
+                let total = dot(&self.weights, mu);
+                if total > 0.0 {
+                    let part = MASS / (total * kernels);
+                    for ((rate, mu), weight) in self.draws.iter_mut().zip(mu).zip(&self.mean_weights) {
+                        *rate += part * mu * weight;
+                    }
                 }
             }
             let taken = self.allocate(left);
             let after = self.peaks();
             let fell = peaks.iter().zip(&after).any(|(before, after)| before - after > 30.0);
-            if taken == 0 || !fell || round == ROUNDS {
+            if taken == 0.0 || !fell || round == ROUNDS {
                 break;
             }
-            left = (left - taken as f64).max(4.0 * f64::from(self.request.block));
+            left = (left - taken).max(4.0 * f64::from(self.request.block));
             peaks = after;
         }
         peaks
@@ -292,65 +436,52 @@ impl<'a> Planner<'a> {
 
     /// The largest residual among the lists that are not read whole, for each kernel.
     fn peaks(&self) -> Vec<f64> {
-        let lists = self.index.lists();
-        let each = self.residual.chunks_exact(lists.len()).map(|residual| {
-            let open = (0..lists.len()).filter(|&list| !self.whole[list] && lists[list].n > 0);
-            open.fold(f64::NEG_INFINITY, |peak, list| peak.max(residual[list]))
-        });
-        each.collect()
+        let each = self.predictions.iter().map(|found| &found.log_residual);
+        each.map(|residual| largest(residual)).collect()
     }
 
-    /// Turns rates into expected draws of each list, never more than it has rows; those near all are read whole. Returns the
-    /// rows of these.
-    fn allocate(&mut self, draws: f64) -> u64 {
-        let lists = self.index.lists();
-        let rest: u64 =
-            lists.iter().zip(&self.whole).map(|(list, &whole)| if whole { 0 } else { list.n }).sum();
-        if rest == 0 {
-            return 0;
+    /// Turns rates into expected draws of each list, never more than it has rows. Where reading all of a list costs no more than
+    /// the rows to be drawn of it, it is read whole. Returns what these cost.
+    fn allocate(&mut self, draws: f64) -> f64 {
+        let cost = self.request.whole_cost;
+        let rest: f64 = self.open.iter().sum();
+        if rest == 0.0 {
+            self.draws.fill(0.0);
+            return 0.0;
         }
-        let floor = FLOOR / rest as f64;
+        let floor = FLOOR / rest;
         // Where nothing is predicted to vary the floor is all there is.
-        let total: f64 = lists.iter().zip(&self.draws).map(|(list, rate)| list.n as f64 * rate).sum();
-        let flat = if total > 0.0 { floor } else { 1.0 / rest as f64 };
-        let mut open = 0.0;
-        for (list, rate) in self.draws.iter_mut().enumerate() {
-            if self.whole[list] || lists[list].n == 0 {
-                *rate = 0.0;
-                continue;
-            }
-            *rate += flat;
-            open += lists[list].n as f64 * *rate;
+        let flat = if dot(&self.open, &self.draws) > 0.0 { floor } else { 1.0 / rest };
+        for (rate, &n) in self.draws.iter_mut().zip(&self.open) {
+            *rate = if n > 0.0 { *rate + flat } else { 0.0 };
         }
+        let mut open = dot(&self.open, &self.draws);
         let (mut factor, mut left) = (draws / open.max(1e-300), draws);
-        let mut capped = vec![false; lists.len()];
+        let mut closed = Vec::new();
         for _ in 0..20 {
-            let mut changed = false;
-            for (list, capped) in capped.iter_mut().enumerate() {
-                if !*capped && self.draws[list] > 0.0 && factor * self.draws[list] >= WHOLE {
-                    *capped = true;
-                    changed = true;
-                    left -= lists[list].n as f64;
-                    open -= lists[list].n as f64 * self.draws[list];
+            let (limit, before) = (WHOLE * cost / factor, closed.len());
+            for list in 0..self.draws.len() {
+                let rate = self.draws[list];
+                if rate >= limit && rate > 0.0 && self.open[list] > 0.0 {
+                    left -= self.open[list] * cost;
+                    open -= self.open[list] * rate;
+                    closed.push(list);
+                    self.close(list);
                 }
             }
-            if !changed || open <= 0.0 || left <= 0.0 {
+            if closed.len() == before || open <= 0.0 || left <= 0.0 {
                 break;
             }
             factor = left / open;
         }
-        let mut taken = 0;
-        for (list, rate) in self.draws.iter_mut().enumerate() {
-            if *rate <= 0.0 {
-                continue;
-            }
-            if capped[list] {
-                self.whole[list] = true;
-                taken += lists[list].n;
-                *rate = 0.0;
-            } else {
-                *rate = (factor * *rate).min(WHOLE) * lists[list].n as f64;
-            }
+        let mut taken = 0.0;
+        for list in closed {
+            self.whole[list] = true;
+            self.draws[list] = 0.0;
+            taken += self.sizes[list] * cost;
+        }
+        for (rate, &n) in self.draws.iter_mut().zip(&self.open) {
+            *rate = if n > 0.0 { (factor * *rate).min(WHOLE) * n } else { 0.0 };
         }
         taken
     }
@@ -380,10 +511,16 @@ impl<'a> Planner<'a> {
             return;
         }
         let strata = (total / f64::from(2 * block)).round().max(1.0);
+        let mut first = 0;
         for stratum in 0..strata as usize {
+            // Both points of a stratum lie behind its beginning.
+            while first + 1 < light.len() && cumulated[first] <= stratum as f64 / strata * total {
+                first += 1;
+            }
             for _ in 0..2 {
                 let point = (stratum as f64 + rng.uniform()) / strata * total;
-                let at = cumulated.partition_point(|&end| end <= point).min(light.len() - 1);
+                let behind = cumulated[first..].iter().take_while(|&&end| end <= point).count();
+                let at = (first + behind).min(light.len() - 1);
                 let list = light[at];
                 let len = block.min(lists[list].n as u32);
                 // n mean(e) / (p G) with p = draws/total.
@@ -413,4 +550,30 @@ impl<'a> Planner<'a> {
         }
         Stretch { list: list as u32, run, len, share, to_mean: 0.0, variance: 0.0 }
     }
+}
+
+/// The largest value, −∞ where there is none; in eight lanes side by side.
+fn largest(values: &[f64]) -> f64 {
+    let greater = |a: f64, b: f64| if a > b { a } else { b };
+    let mut most = [f64::NEG_INFINITY; 8];
+    let (whole, rest) = values.as_chunks::<8>();
+    for values in whole {
+        for lane in 0..8 {
+            most[lane] = greater(values[lane], most[lane]);
+        }
+    }
+    most.iter().chain(rest).copied().fold(f64::NEG_INFINITY, greater)
+}
+
+/// Σ a b, in eight sums side by side.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let (left, right) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    for (a, b) in left.0.iter().zip(right.0) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f64 = left.1.iter().zip(right.1).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f64>() + rest
 }

@@ -1,7 +1,8 @@
 //! What the rows of a query come to: its kernel sums, their variance and what is doubtful about them.
 
-use super::plan::{Plan, Stretch};
+use super::plan::{Known, Plan, Stretch};
 use super::request::{NO_ROW, Outcome, Stage};
+use super::whole::Whole;
 use crate::estimate::shares::{Shares, Stretched, Total};
 use crate::estimate::{Guess, flags, profile};
 use crate::index::Index;
@@ -27,6 +28,8 @@ pub(super) struct Reader<'a> {
     pub runs: &'a [Run],
     /// The query's first run.
     pub first: u32,
+    /// What was found of the lists read whole, and the first entry of the query; None: they are among the runs.
+    pub whole: Option<(&'a Whole, usize)>,
 }
 
 /// Sums for one kernel, relative to the exponential of a shift.
@@ -74,6 +77,13 @@ impl Blur {
         let slope = slope.abs();
         (slope * self.square, slope * slope * 4.0 * sq * self.square / self.d)
     }
+
+    /// Bounds of both parts for rows from `nearest` to `farthest`: the mean of D falls where D² is small, its square weighs where it is
+    /// large.
+    fn bounds(&self, kernel: &ScaledKernel, nearest: f64, farthest: f64) -> (f64, f64) {
+        let (near, far) = (self.at(kernel, nearest.max(0.25 * self.square)), self.at(kernel, farthest));
+        (near.0, near.1.max(far.1))
+    }
 }
 
 impl Reader<'_> {
@@ -99,7 +109,14 @@ impl Reader<'_> {
         // With moments of their own, or by their shares of the draws.
         let (groups, shared) = if index.groups().is_some() { (count, 0) } else { (0, count) };
         let lists = index.lists();
-        let mut outcome = Outcome { total: Vec::new(), groups: Vec::new(), rows: 0, draws: 0, excluded: 0.0 };
+        let mut outcome = Outcome {
+            total: Vec::new(),
+            groups: Vec::new(),
+            predicted: Vec::new(),
+            rows: 0,
+            draws: 0,
+            excluded: 0.0,
+        };
         let weight = |row: u64| view.weights.map_or(1.0, |weights| f64::from(weights[row as usize]));
         let group = |row: u64| view.groups.map_or(0, |groups| map[groups[row as usize] as usize] as usize);
         let is_own = |row: u64| own != NO_ROW && index.ids()[row as usize] == own;
@@ -107,8 +124,17 @@ impl Reader<'_> {
         let (mut met, mut nearest) = (own == NO_ROW, f64::INFINITY);
         let mut in_groups = vec![0_u64; count];
         let mut drawn_groups = vec![0_u64; count];
-        for &(list, run) in &plan.whole {
+        for (at, &(list, run)) in plan.whole.iter().enumerate() {
             outcome.rows += lists[list as usize].n;
+            if let Some((whole, first)) = self.whole {
+                let list = whole.met(first + at);
+                nearest = nearest.min(list.nearest);
+                if let Some(weight) = list.excluded {
+                    met = true;
+                    outcome.excluded = weight;
+                }
+                continue;
+            }
             self.rows(run, lists[list as usize].n as u32, |row, sq| {
                 if is_own(row) {
                     met = true;
@@ -129,9 +155,18 @@ impl Reader<'_> {
         }
         outcome.rows += outcome.draws;
         let blur = Blur::of(index);
+        // Weights of the rows drawn, relative to the largest known.
+        let mut drawn: Vec<f64> = Vec::with_capacity(outcome.draws as usize);
         for (h, kernel) in request.kernels.iter().enumerate() {
-            let (shift, known, model) = plan.known[h];
-            let top = shift.max(kernel.log_weight(nearest));
+            let Known { shift, sum: known, model } = plan.known[h];
+            drawn.clear();
+            for stretch in plan.heavy.iter().chain(&plan.light) {
+                self.rows(stretch.run, stretch.len, |_, sq| drawn.push(kernel.log_weight(sq)));
+            }
+            // Nothing is large beside the largest of what is known and what was met.
+            let top = drawn.iter().copied().fold(shift.max(kernel.log_weight(nearest)), f64::max);
+            drawn.iter_mut().for_each(|log| *log -= top);
+            index.level().exponentials(&mut drawn);
             let scale = if shift.is_finite() { (shift - top).exp() } else { 0.0 };
             let mut sums = Sums { z: known * scale, ..Sums::default() };
             let mut by_group = vec![Sums::default(); groups];
@@ -139,7 +174,24 @@ impl Reader<'_> {
             for (code, sums) in by_group.iter_mut().enumerate() {
                 sums.z = plan.known_groups[code * request.kernels.len() + h] * scale;
             }
-            for &(list, run) in &plan.whole {
+            for (at, &(list, run)) in plan.whole.iter().enumerate() {
+                if let Some((whole, first)) = self.whole {
+                    let found = whole.sums(first + at, h);
+                    if found.sum > 0.0 {
+                        let factor = (found.shift - top).exp();
+                        let (sum, square) = (factor * found.sum, factor * factor * found.square);
+                        sums.z += sum;
+                        sums.whole_sq += square;
+                        if blur.square > 0.0 {
+                            let farthest = lists[list as usize].farthest_sq(plan.to_means[at]);
+                            let (one_sided, random) =
+                                blur.bounds(kernel, whole.met(first + at).nearest, farthest);
+                            sums.blur += sum * one_sided;
+                            sums.blur_sq += square * random;
+                        }
+                    }
+                    continue;
+                }
                 self.rows(run, lists[list as usize].n as u32, |row, sq| {
                     if is_own(row) {
                         return;
@@ -160,8 +212,9 @@ impl Reader<'_> {
                     }
                 });
             }
-            // Σ over a stretch of e and e², in all and by group, and of k and k².
-            let stretch_sums = |stretch: &Stretch, parts: &mut Vec<(f64, f64)>| {
+            let mut drawn = drawn.iter();
+            // Σ over a stretch of e and e², in all and by group, and of k and k². Stretches come in the order of the plan.
+            let mut stretch_sums = |stretch: &Stretch, parts: &mut Vec<(f64, f64)>| {
                 let u = stretch.to_mean + lists[stretch.list as usize].tr;
                 let found = profile::mean(kernel, u, stretch.variance);
                 let mu = (found.0 - top).exp();
@@ -172,7 +225,8 @@ impl Reader<'_> {
                 parts.resize(groups, (0.0, 0.0));
                 self.rows(stretch.run, stretch.len, |row, sq| {
                     let weight = weight(row);
-                    let k = if is_own(row) { 0.0 } else { weight * (kernel.log_weight(sq) - top).exp() };
+                    let drawn = drawn.next().copied().unwrap_or_default();
+                    let k = if is_own(row) { 0.0 } else { weight * drawn };
                     let e = k - weight * (mu + b * (sq - u));
                     sum += e;
                     square += e * e;
@@ -241,6 +295,7 @@ impl Reader<'_> {
                 }
             }
             let model = if model > f64::NEG_INFINITY { (model + 2.0 * (shift - top)).exp() } else { 0.0 };
+            outcome.predicted.push(model / (sums.z * sums.z));
             let mut bits = 0;
             if !met {
                 bits |= flags::OWN_ROW;

@@ -13,8 +13,14 @@ pub struct Stage<'a> {
     pub kernels: &'a [ScaledKernel],
     /// One key per query: draws depend on it, the seed and the stage alone.
     pub keys: &'a [u64],
-    /// Rows for each query, centroids not counted.
+    /// Rows for each query, centroids not counted, in rows drawn.
     pub rows: &'a [u64],
+    /// For each query the logarithm of a variance of the primary kernel's sum: no more rows are taken than bring what the model predicts
+    /// of it down to that, `rows` at most.
+    pub aims: Option<&'a [f64]>,
+    /// What a row of a list read whole costs, in rows drawn: 1 where rows are counted; less where time is, since near lists are
+    /// read for many queries together.
+    pub whole_cost: f64,
     /// Row of the store to leave out of each query's sums, `NO_ROW` for none.
     pub own: Option<&'a [u32]>,
     /// Share of a sum below which the sampled part may rest on few rows.
@@ -37,6 +43,8 @@ pub struct Outcome {
     pub total: Vec<Guess>,
     /// Per group and kernel: [group · kernels + kernel]; empty unless asked for.
     pub groups: Vec<Guess>,
+    /// Per kernel the part of the variance of log Z that is predicted, not found by the draws.
+    pub predicted: Vec<f64>,
     /// Rows read, and those of them drawn at random.
     pub rows: u64,
     /// Random draws.

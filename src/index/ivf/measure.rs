@@ -33,7 +33,7 @@ pub(super) fn kappa(index: &Index, queries: &[f32]) -> Result<Vec<f64>> {
                     continue;
                 }
                 taken[bin] += 1;
-                chosen.push((bin, f64::from(ranked.to_mean[list * width + lane]), list));
+                chosen.push((bin, f64::from(ranked.to_means(lane)[list]), list));
                 let query = (panel * width + lane) as u32;
                 runs.push(Run { query, start: lists[list].start, len: lists[list].n.min(4096) as u32 });
             }
