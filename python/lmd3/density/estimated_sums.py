@@ -51,6 +51,20 @@ class Sums:
             part |= {f"group_{name}": getattr(self.groups, name) for name in names}
         return part
 
+    def some(self, chosen: NDArray[np.int64]) -> Sums:
+        """Those of some queries, by their numbers."""
+        return Sums(
+            self.log_sum[chosen],
+            self.variance[chosen],
+            self.df[chosen],
+            self.ess[chosen],
+            self.flags[chosen],
+            self.draws[chosen],
+            self.rows[chosen],
+            self.excluded[chosen],
+            None if self.groups is None else self.groups.some(chosen),
+        )
+
     def put(self, chosen: NDArray[np.int64], other: Sums) -> None:
         """Puts estimates of some queries in their places."""
         for name in ("log_sum", "variance", "df", "ess", "flags", "draws", "rows", "excluded"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lmd3.density.estimated_sums import Sums, empty
 from lmd3.density.groups import group_slots
-from lmd3.density.methods import Tolerance, choose
+from lmd3.density.methods import WHOLE_COST, Tolerance, choose
 from lmd3.density.nearest import nearest
 from lmd3.density.scan import Asked, Pair, Scanner
 from lmd3.errors import ParameterError
@@ -23,8 +23,8 @@ from lmd3.store import Store
 #: Neighbours that DEANN sums exactly, and that the method knn sums alone.
 NEAR = 100
 
-#: Numbers of the rounds that are no stage to be joined: of the neighbours, and of more draws.
-NEIGHBORS, MORE = 3, 4
+#: Numbers of the rounds that are no stage to be joined: of the neighbours, and of more draws, once and again.
+NEIGHBORS, MORE = 3, (4, 5)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,22 @@ class Estimation:
     automatic: bool = False
     provider: Any = None
 
-    def stage(self, chosen: NDArray[np.int64], rows: NDArray[np.float64], stage: int, target: float) -> Sums:
-        """Estimates of the chosen queries from about so many rows each."""
+    def stage(
+        self,
+        chosen: NDArray[np.int64],
+        rows: NDArray[np.float64],
+        stage: int,
+        target: float,
+        aims: NDArray[np.float64] | None = None,
+    ) -> Sums:
+        """Estimates of the chosen queries from about so many rows each, or from no more than bring the
+        variance that the index predicts of the primary sum down to e^`aims`."""
         queries, keys = np.ascontiguousarray(self.queries[chosen]), self.keys[chosen]
         threads = self.scanner.threads
         if self.method == "stratified":
             assert self.index is not None
             # The nearest lists are read in any case.
-            near = 2.0 * self.index.n / self.index.lists
+            near = WHOLE_COST * 2.0 * self.index.n / self.index.lists
             own = None if self.asked.own is None else np.ascontiguousarray(self.asked.own[chosen])
             slots = None
             if self.asked.by_group:
@@ -75,6 +83,8 @@ class Estimation:
                 self.pairs,
                 np.ceil(rows + near).astype(np.uint64),
                 own=own,
+                aims=aims,
+                whole_cost=WHOLE_COST,
                 target=target,
                 by_group=self.asked.by_group,
                 group_map=slots,
@@ -118,11 +128,18 @@ class Estimation:
             whole.put(here, part)
         return whole
 
-    def round(self, number: int, chosen: NDArray[np.int64], rows: NDArray[np.float64], target: float) -> Part:
+    def round(
+        self,
+        number: int,
+        chosen: NDArray[np.int64],
+        rows: NDArray[np.float64],
+        target: float,
+        aims: NDArray[np.float64] | None = None,
+    ) -> Part:
         """What a round finds for the chosen queries, as a file keeps it (see `lmd3.density.rounds`)."""
         if number == NEIGHBORS:
             return self.near(chosen, int(rows[0]))
-        return self.stage(chosen, rows, number, target).part()
+        return self.stage(chosen, rows, number, target, aims).part()
 
     def near(self, chosen: NDArray[np.int64], k: int) -> Part:
         """What the index finds near the chosen queries (see `lmd3.density.nearest`)."""

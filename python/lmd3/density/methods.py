@@ -24,6 +24,10 @@ PILOT, FEWEST = 600, 300
 #: A row drawn costs so many times one that a scan reads: beyond n over this all rows are read.
 DRAW_COST = 20
 
+#: A row of a list read whole costs so much of one drawn: it is converted once for all queries, meets them in
+#: panels and follows the row before it in memory.
+WHOLE_COST = 1 / 16
+
 #: Rows of a store that is always summed over by "auto".
 SMALL = 300_000
 

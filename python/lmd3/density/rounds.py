@@ -41,7 +41,7 @@ SHARE, FEWEST, MOST = 32, 32, 1024
 TOGETHER = 4096
 
 #: Names of the rounds in progress and errors.
-ROUNDS = ("pilot", "estimate", "top-up", "neighbours", "more draws")
+ROUNDS = ("pilot", "estimate", "top-up", "neighbours", "more draws", "more draws again")
 
 
 def range_length(queries: int) -> int:
@@ -107,6 +107,7 @@ class Rounds:
         chosen: NDArray[np.int64],
         rows: NDArray[np.float64],
         target: float,
+        aims: NDArray[np.float64] | None = None,
     ) -> Part:
         """One round: the numbers of the chosen queries in their order, each array (Q, numbers per query).
 
@@ -116,6 +117,7 @@ class Rounds:
             chosen: ascending numbers of queries.
             rows: for each how many rows to read (of the neighbours' round: how many neighbours).
             target: the standard error aimed at.
+            aims: for each what `Estimation.stage` takes; None: all rows of it.
         """
         length = range_length(len(estimation.queries))
         where = chosen // length
@@ -128,6 +130,7 @@ class Rounds:
                 "target": target,
                 "chosen": chosen[at].tolist(),
                 "rows": rows[at].tolist(),
+                "aims": None if aims is None else aims[at].tolist(),
             }
             for c, at in pieces
         }
@@ -199,7 +202,7 @@ def _path(folder: Path, number: int, c: int) -> Path:
 
 def _short(order: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of the order it answers: long lists by their checksums."""
-    lists = {name: xxh3(repr(order[name]).encode()) for name in ("chosen", "rows")}
+    lists = {name: xxh3(repr(order[name]).encode()) for name in ("chosen", "rows", "aims")}
     return {**order, "target": repr(order["target"]), **lists}
 
 
@@ -209,7 +212,10 @@ def _do(estimation: Estimation, arguments: Mapping[str, Any]) -> dict[str, Any]:
     first = next(iter(orders.values()))
     chosen = np.concatenate([np.array(order["chosen"], np.int64) for order in orders.values()])
     rows = np.concatenate([np.array(order["rows"], np.float64) for order in orders.values()])
-    part = estimation.round(first["round"], chosen, rows, first["target"])
+    aims = None
+    if first["aims"] is not None:
+        aims = np.concatenate([np.array(order["aims"], np.float64) for order in orders.values()])
+    part = estimation.round(first["round"], chosen, rows, first["target"], aims)
     at = 0
     for c, order in orders.items():
         count = len(order["chosen"])

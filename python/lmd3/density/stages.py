@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lmd3.density import audit
 from lmd3.density.estimated_sums import Sums
 from lmd3.density.estimation import MORE, NEAR, NEIGHBORS, Estimation
-from lmd3.density.methods import DRAW_COST, FEWEST, PILOT
+from lmd3.density.methods import DRAW_COST, FEWEST, PILOT, WHOLE_COST
 from lmd3.density.rounds import Rounds, range_length
 from lmd3.density.scan import Asked, Scan
 from lmd3.errors import ParameterError
@@ -31,6 +31,14 @@ from lmd3.progress import ProgressFactory, silent
 
 #: A standard error up to so many times the target passes.
 SLACK = 1.25
+
+#: Where a reliability is asked for, single standard errors up to so many times the target pass, as long as
+#: the mean of their squares is that of the target.
+LARGE = 2.5
+
+#: Part of the variance wanted that is left to what the index predicts; the draws add their own. A reliability
+#: is a matter of the mean.
+PREDICTED = {"error": 0.5, "reliability": 1.0}
 
 #: Of these, those that send a query to the exact sums. (Where the variance is the model's the standard error,
 #: which counts most of it, decides.)
@@ -157,31 +165,14 @@ class Stages:
             pilot = self._stage(chosen, np.full(q, float(PILOT)), 0, self._guess_target())
             bar.update(q * 0.2)
             target = self._target(pilot)
-            error = np.sqrt(pilot.variance[:, 0])
-            error = np.where(np.isfinite(error), error, 10 * target)
-            first_error, draws = error, np.clip(pilot.draws, 1, None)
-            # Errors fall with the root of the draws or, as near lists are read whole, much faster.
-            # The pilot plans as if with the draws; the top-up knows better.
-            wanted = np.maximum(1.2 * draws * error / target, FEWEST)
-            dear = wanted > cap
-            # Half of what is allowed is tried all the same: a sum that near lists decide needs far fewer rows
-            # than its pilot, which did not read them, makes believe.
-            sums = self._stage(chosen, np.where(dear, cap / 2, wanted), 1, target)
+            if self.job.method == "stratified":
+                sums, dear = self._main(chosen, pilot, target, cap)
+            else:
+                sums, dear = self._drawn(chosen, pilot, target, cap)
             bar.update(q * 0.8)
             error = np.sqrt(sums.variance[:, 0])
             doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
-            short = ~dear & ~doubtful & (error > SLACK * target)
-            more = _top_up(draws, first_error, sums.draws, error, target)
-            again = np.flatnonzero(short & (more <= cap))
-            if len(again):
-                sums.join(again, self._stage(chosen[again], np.maximum(more[again], FEWEST), 2, target))
-            # Where few draws decide, several times as many are taken in the place of the first.
-            few = np.flatnonzero(((sums.flags[:, 0] & DOUBTFUL) == FEW_ROWS) & (4 * sums.draws <= cap))
-            if len(few):
-                sums.put(few, self._stage(chosen[few], 4 * sums.draws[few], MORE, target))
-            error = np.sqrt(sums.variance[:, 0])
-            doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
-            missed = ~doubtful & ~(error <= 1.5 * SLACK * target)
+            missed = ~doubtful & ~(error <= self._passes(target, error[~doubtful], q))
         reasons = {
             "too_many_rows": int((missed & dear).sum()),
             "flagged": int(doubtful.sum()),
@@ -189,11 +180,85 @@ class Stages:
         }
         return sums, target, doubtful | missed, reasons
 
-    def _stage(self, chosen: NDArray[np.int64], rows: NDArray[np.float64], stage: int, target: float) -> Sums:
+    def _main(
+        self, chosen: NDArray[np.int64], pilot: Sums, target: float, cap: float
+    ) -> tuple[Sums, NDArray[np.bool_]]:
+        """Estimates by the index, and which queries have had as many rows as they may.
+
+        The index predicts what a number of rows leaves of the variance; the pilot says how large the sum is.
+        Rows are counted as rows drawn: those of a list read whole cost less.
+        """
+        log_sum = pilot.log_sum[:, 0]
+        with np.errstate(invalid="ignore"):
+            aims = 2 * (log_sum + math.log(target)) + math.log(PREDICTED[self.job.tolerance.kind])
+        # Where the pilot found nothing, half of what is allowed is tried.
+        aims = np.where(np.isfinite(aims), aims, -np.inf)
+        sums = self._stage(chosen, np.full(len(chosen), cap / 2), 1, target, aims)
+        # Where few draws decide, several times as many are taken in the place of the first.
+        for number in MORE:
+            few = np.flatnonzero(((sums.flags[:, 0] & DOUBTFUL) == FEW_ROWS) & (4 * _cost(sums) <= cap))
+            if len(few):
+                sums.put(few, self._stage(chosen[few], 4 * _cost(sums)[few], number, target))
+        first, error, cost = np.sqrt(pilot.variance[:, 0]), np.sqrt(sums.variance[:, 0]), _cost(sums)
+        dear = cost >= 0.95 * cap / 2
+        doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
+        short = ~dear & ~doubtful & (error > self._tops_up(target, error))
+        more, alone = _top_up(_cost(pilot), first, cost, error, target)
+        again = np.flatnonzero(short & (more <= cap))
+        if len(again):
+            further = self._stage(chosen[again], np.maximum(more[again], FEWEST), 2, target)
+            _add(sums, again, further, alone[again])
+        return sums, dear
+
+    def _drawn(
+        self, chosen: NDArray[np.int64], pilot: Sums, target: float, cap: float
+    ) -> tuple[Sums, NDArray[np.bool_]]:
+        """Estimates by random rows, whose errors fall with the root of their number, and which queries need
+        more of them than they may have."""
+        error = np.sqrt(pilot.variance[:, 0])
+        error = np.where(np.isfinite(error), error, 10 * target)
+        draws = np.clip(pilot.draws, 1, None)
+        wanted = np.maximum(1.2 * draws * (error / target) ** 2, FEWEST)
+        dear = wanted > cap
+        sums = self._stage(chosen, np.where(dear, cap / 2, wanted), 1, target)
+        first, error = error, np.sqrt(sums.variance[:, 0])
+        doubtful = (sums.flags[:, 0] & DOUBTFUL) > 0
+        short = ~dear & ~doubtful & (error > SLACK * target)
+        more, alone = _top_up(draws, first, sums.draws, error, target)
+        again = np.flatnonzero(short & (more <= cap))
+        if len(again):
+            further = self._stage(chosen[again], np.maximum(more[again], FEWEST), 2, target)
+            _add(sums, again, further, alone[again])
+        return sums, dear
+
+    def _tops_up(self, target: float, error: NDArray[np.float64]) -> float:
+        """The standard error above which more rows are taken. A reliability is a matter of the mean of their
+        squares: where that holds only single large ones are brought down."""
+        if self.job.tolerance.kind == "reliability" and float(np.mean(error**2)) <= target**2:
+            return LARGE * target
+        return SLACK * target
+
+    def _passes(self, target: float, error: NDArray[np.float64], q: int) -> float:
+        """The largest standard error that is reported. With a reliability the largest ones go exact, and have
+        none, until the mean of the squares over all Q queries is that of the target."""
+        if self.job.tolerance.kind != "reliability":
+            return 1.5 * SLACK * target
+        ordered = np.sort(error[error <= LARGE * target])
+        within = np.cumsum(ordered**2) <= q * target**2
+        return float(ordered[within][-1]) if within.any() else 0.0
+
+    def _stage(
+        self,
+        chosen: NDArray[np.int64],
+        rows: NDArray[np.float64],
+        stage: int,
+        target: float,
+        aims: NDArray[np.float64] | None = None,
+    ) -> Sums:
         """A stage of the method, by ranges of queries where that is asked for."""
         if self.rounds is None:
-            return self.job.stage(chosen, rows, stage, target)
-        part = self.rounds.run(self.job, stage, chosen, rows, target)
+            return self.job.stage(chosen, rows, stage, target, aims)
+        part = self.rounds.run(self.job, stage, chosen, rows, target, aims)
         shape = (len(chosen), len(self.job.pairs))
         found = {
             name: array[:, 0] if name in ("draws", "rows", "excluded") else array.reshape(shape)
@@ -244,19 +309,38 @@ class Stages:
         return audit.arithmetic(job.queries, job.pairs, copy, sq_norm) ** 2
 
 
+def _cost(sums: Sums) -> NDArray[np.float64]:
+    """What was read for each query, in rows drawn; centroids count as rows of a list."""
+    cost: NDArray[np.float64] = sums.draws + WHOLE_COST * (sums.rows - sums.draws)
+    return cost
+
+
+def _add(sums: Sums, chosen: NDArray[np.int64], further: Sums, alone: NDArray[np.bool_]) -> None:
+    """Adds a further stage of some queries: in the place of the first where it is to stand alone, or drew
+    nothing because it read all; else joined to it."""
+    alone = alone | (further.draws == 0)
+    put, join = np.flatnonzero(alone), np.flatnonzero(~alone)
+    sums.put(chosen[put], further.some(put))
+    sums.join(chosen[join], further.some(join))
+
+
 def _top_up(
-    pilot_draws: NDArray[np.float64],
-    pilot_error: NDArray[np.float64],
-    draws: NDArray[np.float64],
+    first_cost: NDArray[np.float64],
+    first_error: NDArray[np.float64],
+    cost: NDArray[np.float64],
     error: NDArray[np.float64],
     target: float,
-) -> NDArray[np.float64]:
-    """Further draws that should bring an error to the target, by how it fell from the pilot to the main
-    stage: with the draws to the power of −½ where all is left to chance, more steeply where whole lists
-    join."""
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """What is to be spent further to bring an error to the target, by how it fell from the pilot to the main
+    stage: with the draws to the power of −½ where all is left to chance, more steeply where whole lists join.
+
+    Returns:
+        The cost, and whether that stage is to stand alone: where errors fall as chance has it the main stage
+        counts as much as its draws, else it is soon outdone.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        power = np.log(pilot_error / error) / np.log(np.maximum(draws, 2) / pilot_draws)
+        power = np.log(first_error / error) / np.log(np.maximum(cost, 2) / first_cost)
     power = np.clip(np.where(np.isfinite(power), power, 0.5), 0.5, 1.5)
-    total = 1.2 * draws * np.maximum(error / target, 1.0) ** (1 / power)
-    # Where errors fall as chance has it the first stage counts as much as its draws; else it is soon outdone.
-    return np.where(power < 0.7, total - draws, total)
+    total = 1.2 * cost * np.maximum(error / target, 1.0) ** (1 / power)
+    alone = power >= 0.7
+    return np.where(alone, total, total - cost), alone
