@@ -10,6 +10,8 @@ from benches.approximate import rivals
 from numpy.typing import NDArray
 from scipy import stats
 
+from lmd3.density import audit
+from lmd3.density.stages import DOUBTFUL
 from lmd3.index import Index, draw_keys, sample_rows
 from lmd3.store import Store
 
@@ -78,6 +80,7 @@ class Cell:
         # The intervals that results carry are those of the log density.
         with np.errstate(invalid="ignore", divide="ignore"):
             covered = np.abs(z - np.log(self.z)) <= width
+        after = [self._audited(z[s], variance[s], df[s], flags[s], s) for s in range(seeds)]
         # Marks of the model send nothing to the exact sums.
         unflagged = (flags & 3) == 0
         spread = np.sqrt((relative.var(axis=0, ddof=1) / seeds).sum()) / q
@@ -86,11 +89,34 @@ class Cell:
             "rows": float(np.mean([f["rows"].mean() for f in found]) + self.index.lists),
             "bias_z": float(relative.mean() / spread),
             "coverage": float(covered.mean()),
+            "coverage_in_a_job": _coverage(after),
+            "given_up": float(np.mean([part is None for part in after])),
             "coverage_unflagged": float(covered[unflagged].mean()) if unflagged.any() else None,
             "flagged": float(1 - unflagged.mean()),
             "rms_z": float(np.sqrt(np.mean(((z - np.log(self.z)) ** 2 / variance)[np.isfinite(z)]))),
             "se": float(np.median(np.sqrt(variance))),
         }
+
+    def _audited(
+        self,
+        z: NDArray[np.float64],
+        variance: NDArray[np.float64],
+        df: NDArray[np.float64],
+        flags: NDArray[np.uint32],
+        seed: int,
+    ) -> NDArray[np.bool_] | None:
+        """Which intervals cover the truth as a job reports them: of queries that neither the audit nor a flag
+        sends to the exact sums. None where the audit gives the estimates up."""
+        error = z - np.log(self.z)
+        chosen = audit.audited(len(z), seed)
+        doubtful = (flags & DOUBTFUL) > 0
+        judged = chosen & ~doubtful & np.isfinite(error)
+        ratio = float(np.sqrt(np.mean(error[judged] ** 2 / variance[judged])))
+        if ratio > audit.GIVE_UP:
+            return None
+        width = stats.t.ppf(0.975, df) * np.sqrt(variance) * (ratio if ratio > audit.WIDEN else 1.0)
+        covered: NDArray[np.bool_] = (np.abs(error) <= width)[~chosen & ~doubtful]
+        return covered
 
     def oracle(self, rows: int) -> dict[str, dict[str, Any]]:
         """What the estimator could do at best."""
@@ -138,6 +164,12 @@ class Cell:
             best = min(tried, key=lambda count: tried[count]["rms"])
             out["DEANN best"] = {**tried[best], "lists": best}
         return {**out, **self.oracle(rows)}
+
+
+def _coverage(parts: list[NDArray[np.bool_] | None]) -> float | None:
+    """The mean over all parts; None where there is none."""
+    kept = [part for part in parts if part is not None]
+    return float(np.concatenate(kept).mean()) if kept else None
 
 
 def _errors(relative: NDArray[np.float64]) -> dict[str, float]:
