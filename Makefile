@@ -42,7 +42,7 @@ calibrate: build  ## docs/calibration.md: error rates, coverage and power of the
 
 .PHONY: bench-approx
 bench-approx: build $(VENV)/.neural  ## approximate densities beside an oracle and rivals
-	for part in cells powerlaw published neighbors; do $(BIN)/python benches/approx.py $$part || exit 1; done
+	for part in cells jobs powerlaw published neighbors; do $(BIN)/python benches/approx.py $$part || exit 1; done
 
 .PHONY: wheel
 wheel: $(VENV)/.installed  ## a wheel into dist/, for any CPU of this kind and Python 3.11 or later

@@ -1,13 +1,14 @@
 """Approximate densities beside an oracle and their rivals, in one run; writes records/DATE-approx-PART.
 
     python benches/approx.py cells            error, bias, coverage at equal rows on sentences/ (LMD3_DATA)
+    python benches/approx.py jobs             coverage as whole jobs report it, on other queries
     python benches/approx.py powerlaw         mixtures where one or a few rows decide a sum
     python benches/approx.py published        the setting of the DEANN paper on digits and a mixture
     python benches/approx.py neighbors        nearest rows against faiss IVF-SQ8
     python benches/approx.py time --rows N    N synthesised int8 rows against the exact scan, DEANN by faiss;
                                               stopped, the same command goes on (--folder keeps its state)
 
-`make bench-approx` runs the first four.
+`make bench-approx` runs all but the last.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benches.approximate import cells, neighbors, powerlaw, published, timing
+from benches.approximate import cells, jobs, neighbors, powerlaw, published, timing
 
 from lmd3 import system
 from lmd3.density import KernelDensity
@@ -127,6 +128,17 @@ def run_cells(seeds: int, lists: int | None, alone: bool = False) -> dict[str, A
         return {"n": store.n, "lists": index.lists, "seeds": seeds, "cells": out, "copies_at_rank_0": first}
 
 
+def run_jobs(seeds: int = 4, count: int = 300) -> list[dict[str, Any]]:
+    store, questions, _ = sentences()
+    rows = np.sort(np.random.default_rng(2024).choice(np.arange(7473, store.n), count, replace=False))
+    sets = {
+        "gsm": (np.ascontiguousarray(questions[700 : 700 + count]), None),
+        "held out": (np.ascontiguousarray(store.rows(rows)), rows.astype(np.int64)),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        return jobs.run(store, Index.build(store, Path(folder) / "index"), sets, seeds)
+
+
 def cell_line(found: dict[str, Any]) -> str:
     """A row of the table: RMS relative error by estimator."""
     ours = found["ours"]
@@ -183,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("cells", "powerlaw", "published", "neighbors", "time"))
+    parser.add_argument("part", choices=("cells", "jobs", "powerlaw", "published", "neighbors", "time"))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--lists", type=int)
     parser.add_argument("--alone", action="store_true", help="cells of the default regime without rivals")
@@ -197,6 +209,8 @@ def main() -> None:
         found: Any = run_cells(options.seeds, options.lists, options.alone)
         text = CELL_HEAD + "\n" + "\n".join(cell_line(cell) for cell in found["cells"])
         text += f"\n\nAn exact copy's list at rank 0: {found['copies_at_rank_0']} of 1000.\n"
+    elif options.part == "jobs":
+        found = run_jobs()
     elif options.part == "powerlaw":
         found = powerlaw.run()
     elif options.part == "published":
