@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from scipy import stats
 import lmd3
 from lmd3 import errors
 from lmd3.cli import main
-from lmd3.density import KernelDensity
+from lmd3.density import KernelDensity, audit
+from lmd3.density.estimated_sums import Sums
 from lmd3.density.methods import parse_tolerance
 from lmd3.index import Index, draw_keys, neighbor_sums, sample_rows
 from lmd3.results import DensityTable
@@ -457,6 +460,40 @@ def test_what_few_rows_decide_goes_exact(tmp_path: Path) -> None:
     spread = np.maximum(table.density["std_error"].to_numpy(), 1e-4)
     assert (np.abs(error) < 5 * spread).mean() > 0.98
     assert np.isfinite(table.density["log_density"].to_numpy()).all()
+
+
+def test_the_audit_widens_within_the_tolerance_and_gives_up_beyond() -> None:
+    """Standard errors three times too small are widened where the tolerance holds all the same, and given up
+    where the errors met, or what they would be widened to, are beyond it."""
+    q, rng = 400, np.random.default_rng(2)
+    exact = np.zeros(q, bool)
+    exact[:40] = True
+    truth_ = rng.normal(size=(q, 1))
+    scan: Any = SimpleNamespace(total=SimpleNamespace(log_sum=truth_[exact]))
+
+    def judged(error: float, claimed: float, target: float) -> tuple[bool, Sums, dict[str, Any]]:
+        variance = np.full((q, 1), claimed**2)
+        sums = Sums(
+            truth_ + error * rng.choice([-1.0, 1.0], size=(q, 1)),
+            variance,
+            np.full((q, 1), np.inf),
+            np.ones((q, 1)),
+            np.zeros((q, 1), np.uint32),
+            *(np.ones(q) for _ in range(3)),
+        )
+        facts: dict[str, Any] = {}
+        given_up = audit.judge(
+            np.arange(40), exact, scan, sums, np.zeros((q, 1)), target, facts, lambda line: None
+        )
+        return given_up, sums, facts["audit"]
+
+    given_up, sums, facts = judged(error=0.03, claimed=0.01, target=0.1)
+    assert not given_up and facts["widened"] and np.allclose(np.sqrt(sums.variance), 0.03)
+    assert facts["error"][0] == pytest.approx(0.03) and not sums.flags.any()
+    assert judged(error=0.03, claimed=0.01, target=0.05)[0], "errors beyond half the tolerance"
+    assert judged(error=0.03, claimed=0.01, target=math.nan)[0]
+    given_up, sums, facts = judged(error=0.015, claimed=0.015, target=0.1)
+    assert not given_up and not facts["widened"] and np.allclose(np.sqrt(sums.variance), 0.015)
 
 
 def test_arithmetic_is_no_failure_of_the_estimates(tmp_path: Path) -> None:

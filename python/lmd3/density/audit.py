@@ -14,8 +14,10 @@ from lmd3.density.methods import AUDIT
 from lmd3.density.scan import Pair, Scan
 
 #: Ratio of the errors met in the audit to the standard errors: above the first these are widened, above the
-#: second the method is given up.
+#: second the method is given up, unless the errors met, and the widened standard errors, are so far within
+#: the tolerance (shares of it, root mean squares) that it holds all the same.
 WIDEN, GIVE_UP = 1.2, 2.0
+WITHIN, WIDENED_WITHIN = 0.5, 1.25
 
 #: Flag of estimates whose method the audit would have given up.
 FAILED = 1 << 8
@@ -67,6 +69,7 @@ def judge(
     scan: Scan,
     sums: Sums,
     floor: NDArray[np.float64],
+    target: float,
     facts: dict[str, Any],
     notice: Callable[[str], None],
 ) -> bool:
@@ -79,6 +82,7 @@ def judge(
         scan: of these, in their order.
         sums: the estimates, whose variances are changed.
         floor: (Q, B) variances that the arithmetic brings.
+        target: the standard error aimed at.
         facts: takes the `audit`.
         notice: is told where estimates are given up.
     """
@@ -93,13 +97,17 @@ def judge(
     error = sums.log_sum[judged] - scan.total.log_sum[within[judged]]
     with np.errstate(invalid="ignore"):
         ratio = np.sqrt(np.mean(error**2 / sums.variance[judged], axis=0))
-    ratio = np.where(np.isfinite(ratio), ratio, np.inf)
+        met = np.sqrt(np.mean(error**2, axis=0))
+    ratio, met = (np.where(np.isfinite(values), values, np.inf) for values in (ratio, met))
+    widened = ratio * np.sqrt(np.mean(sums.variance[~exact], axis=0)) if not exact.all() else 0 * ratio
+    failed = (ratio > GIVE_UP) & ~((met <= WITHIN * target) & (widened <= WIDENED_WITHIN * target))
     facts["audit"] = {
         "ratio": [float(r) if math.isfinite(r) else None for r in ratio],
+        "error": [float(e) if math.isfinite(e) else None for e in met],
         "widened": bool(ratio[0] > WIDEN),
-        "given_up": bool(ratio[0] > GIVE_UP),
+        "given_up": bool(failed[0]),
     }
-    if ratio[0] > GIVE_UP and not exact.all():
+    if failed[0] and not exact.all():
         notice(
             f"the estimates were given up: in {len(judged)} queries scored exactly their errors were "
             f"{ratio[0]:.1f} times their standard errors; all queries are scored exactly"
@@ -110,5 +118,5 @@ def judge(
     if sums.groups is not None:
         sums.groups.variance *= factor
     # At another bandwidth what was given up is marked only.
-    sums.flags[:, ratio > GIVE_UP] |= np.uint32(FAILED)
+    sums.flags[:, failed] |= np.uint32(FAILED)
     return False

@@ -85,7 +85,7 @@ class Stages:
             }
         judged = np.flatnonzero(audited & estimated)
         if self.job.method != "knn":
-            if audit.judge(judged, exact, scan, sums, self._floor(), facts, notice):
+            if audit.judge(judged, exact, scan, sums, self._floor(), target, facts, notice):
                 exact = np.ones_like(exact)
                 scan = self._exact(exact, progress)
         else:
