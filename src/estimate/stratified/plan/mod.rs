@@ -1,6 +1,10 @@
 //! What is decided for a query before any row is read: which lists are read whole, how many rows of the others are drawn, and what is
 //! known of their sum.
 
+mod budget;
+mod draw;
+mod share;
+
 use super::request::Stage;
 use crate::estimate::profile::{self, Predictions};
 use crate::index::format::{RANKS, rank_bin};
@@ -11,19 +15,6 @@ use crate::index::{GroupMoments, Index, List, Ranked};
 /// Share of the rows that near lists may take to be read whole, and lists that always are.
 const NEAR_SHARE: f64 = 0.4;
 const NEAR_LISTS: usize = 2;
-
-/// The least that is spent where a variance is aimed at, in rows drawn: this share of the rows, within bounds. Queries of which the
-/// model expects nothing are those where a list that it misjudges matters; most of this goes to near lists, and costs little.
-const LEAST: f64 = 0.01;
-const LEAST_SPENT: (f64, f64) = (300.0, 4000.0);
-
-/// A list that is to give this share of its rows is read whole.
-const WHOLE: f64 = 0.97;
-
-/// Parts of the draws that do not go by predicted residuals: to rows whatever is predicted of them, and by predicted weight, so that a
-/// list whose residual is misjudged is drawn from as its share of the sum deserves. Chosen on 240 queries that the bench does not use.
-const FLOOR: f64 = 0.05;
-const MASS: f64 = 0.25;
 
 /// Kappa is a mean over lists, and single lists scatter around it by about two: predicting on the high side errs on the side
 /// of coverage.
@@ -192,10 +183,9 @@ impl<'a> Planner<'a> {
         self.predict(ranked.to_means(lane));
         let mut budget = request.rows[query] as f64;
         if let Some(aims) = request.aims {
-            let least = (LEAST * index.n() as f64).clamp(LEAST_SPENT.0, LEAST_SPENT.1);
             // Kernels that share the draws have up to 1.3 times the error that each would have alone.
             let shared = if kernels.len() > 1 { 1.7 } else { 1.0 };
-            budget = budget.min((shared * self.budget(aims[query])).max(least));
+            budget = budget.min((shared * self.budget(aims[query])).max(budget::least(index.n())));
         }
         self.whole.fill(false);
         let mut plan = Plan::default();
@@ -274,54 +264,6 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What must be spent so that the model's part of the variance of the primary kernel's sum is e^`aim`.
-    ///
-    /// With λ r draws per row, lists where that is above `whole_cost` are read whole, and of the others Σ part n r (1/λ − r) is left. So
-    /// lists are sorted into bins by log r, and one way through them, from the smallest up, gives the variance and the cost of every λ.
-    /// Sums are relative to the bin they are at: residuals are anything from 1 to e^−1000 of the largest.
-    fn budget(&mut self, aim: f64) -> f64 {
-        const PER_NAT: f64 = 8.0;
-        const BINS: usize = 4096;
-        let found = &self.predictions[0];
-        let cost = self.request.whole_cost;
-        let filled = |list: usize| self.sizes[list] > 0.0;
-        let residuals =
-            || (0..self.sizes.len()).filter(|&list| filled(list)).map(|list| found.log_residual[list]);
-        let peak = residuals().fold(f64::NEG_INFINITY, f64::max);
-        if peak == f64::NEG_INFINITY {
-            return 0.0;
-        }
-        self.binned.clear();
-        self.binned.resize(BINS, [0.0; 2]);
-        let mut last = 0;
-        for list in (0..self.sizes.len()).filter(|&list| filled(list)) {
-            let bin = (((peak - found.log_residual[list]) * PER_NAT) as usize).min(BINS - 1);
-            let part = if found.tails[list] { TAIL } else { MODEL };
-            self.binned[bin][0] += self.sizes[list];
-            self.binned[bin][1] += part * self.sizes[list];
-            last = last.max(bin);
-        }
-        // Relative to the bin's own residual: Σ n r, Σ part n r and Σ part n r² over it and all smaller ones.
-        let step = (-1.0 / PER_NAT).exp();
-        let (mut rows, mut first, mut second) = (0.0, 0.0, 0.0);
-        let mut above: f64 = self.binned.iter().map(|bin| bin[0]).sum();
-        let mut spent = above * cost;
-        for bin in (0..=last).rev() {
-            let [n, weight] = self.binned[bin];
-            above -= n;
-            (rows, first, second) = (rows * step + n, first * step + weight, second * step * step + weight);
-            let level = 2.0 * (peak - bin as f64 / PER_NAT) - aim;
-            let rest = (first / (WHOLE * cost) - second).max(0.0);
-            if rest > 0.0 && level + rest.ln() > 0.0 {
-                return spent;
-            }
-            spent = above * cost + WHOLE * cost * rows / (1.0 - FLOOR - MASS);
-        }
-        // Nothing need be read whole: e^aim = r² (first/share − second).
-        let share = first / ((aim - 2.0 * peak).exp() + second);
-        share.min(WHOLE * cost) * rows / (1.0 - FLOOR - MASS)
-    }
-
     /// Fills in one kernel's μ relative to the exponential of the largest logarithm, which is returned: −∞ where no list is open.
     fn weigh(&mut self, h: usize) -> f64 {
         let (mu, logs) = (&mut self.mu[h], &self.predictions[h].log_mu);
@@ -387,168 +329,6 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-    }
-
-    /// Decides how many rows are drawn of each list: each kernel's share goes by its residuals, and a part to rows whatever is
-    /// predicted of them. Returns the largest residual of each kernel's, to which `relative` holds the others.
-    ///
-    /// What one list may hide can be e^100 times what all others may. When it is read whole, what is left is shared out anew.
-    fn rates(&mut self, draws: f64) -> Vec<f64> {
-        const ROUNDS: usize = 12;
-        let kernels = self.request.kernels.len() as f64;
-        let mut left = draws;
-        let mut peaks = self.peaks();
-        for round in 1.. {
-            self.draws.fill(0.0);
-            for ((found, relative), &peak) in self.predictions.iter().zip(&mut self.relative).zip(&peaks) {
-                if peak == f64::NEG_INFINITY {
-                    relative.fill(0.0);
-                    continue;
-                }
-                relative.iter_mut().zip(&found.log_residual).for_each(|(into, log)| *into = log - peak);
-                self.index.level().exponentials(relative);
-                let total = dot(&self.open, relative);
-                if total > 0.0 {
-                    let part = (1.0 - FLOOR - MASS) / (total * kernels);
-                    self.draws.iter_mut().zip(relative).for_each(|(rate, r)| *rate += part * *r);
-                }
-            }
-            for mu in &self.mu {
-                let total = dot(&self.weights, mu);
-                if total > 0.0 {
-                    let part = MASS / (total * kernels);
-                    for ((rate, mu), weight) in self.draws.iter_mut().zip(mu).zip(&self.mean_weights) {
-                        *rate += part * mu * weight;
-                    }
-                }
-            }
-            let taken = self.allocate(left);
-            let after = self.peaks();
-            let fell = peaks.iter().zip(&after).any(|(before, after)| before - after > 30.0);
-            if taken == 0.0 || !fell || round == ROUNDS {
-                break;
-            }
-            left = (left - taken).max(4.0 * f64::from(self.request.block));
-            peaks = after;
-        }
-        peaks
-    }
-
-    /// The largest residual among the lists that are not read whole, for each kernel.
-    fn peaks(&self) -> Vec<f64> {
-        let each = self.predictions.iter().map(|found| &found.log_residual);
-        each.map(|residual| largest(residual)).collect()
-    }
-
-    /// Turns rates into expected draws of each list, never more than it has rows. Where reading all of a list costs no more than
-    /// the rows to be drawn of it, it is read whole. Returns what these cost.
-    fn allocate(&mut self, draws: f64) -> f64 {
-        let cost = self.request.whole_cost;
-        let rest: f64 = self.open.iter().sum();
-        if rest == 0.0 {
-            self.draws.fill(0.0);
-            return 0.0;
-        }
-        let floor = FLOOR / rest;
-        // Where nothing is predicted to vary the floor is all there is.
-        let flat = if dot(&self.open, &self.draws) > 0.0 { floor } else { 1.0 / rest };
-        for (rate, &n) in self.draws.iter_mut().zip(&self.open) {
-            *rate = if n > 0.0 { *rate + flat } else { 0.0 };
-        }
-        let mut open = dot(&self.open, &self.draws);
-        let (mut factor, mut left) = (draws / open.max(1e-300), draws);
-        let mut closed = Vec::new();
-        for _ in 0..20 {
-            let (limit, before) = (WHOLE * cost / factor, closed.len());
-            for list in 0..self.draws.len() {
-                let rate = self.draws[list];
-                if rate >= limit && rate > 0.0 && self.open[list] > 0.0 {
-                    left -= self.open[list] * cost;
-                    open -= self.open[list] * rate;
-                    closed.push(list);
-                    self.close(list);
-                }
-            }
-            if closed.len() == before || open <= 0.0 || left <= 0.0 {
-                break;
-            }
-            factor = left / open;
-        }
-        let mut taken = 0.0;
-        for list in closed {
-            self.whole[list] = true;
-            self.draws[list] = 0.0;
-            taken += self.sizes[list] * cost;
-        }
-        for (rate, &n) in self.draws.iter_mut().zip(&self.open) {
-            *rate = if n > 0.0 { (factor * *rate).min(WHOLE) * n } else { 0.0 };
-        }
-        taken
-    }
-
-    fn draw(&self, query: usize, plan: &mut Plan, rng: &mut Rng) {
-        let lists = self.index.lists();
-        let block = self.request.block;
-        let mut light = Vec::new();
-        let mut cumulated = Vec::new();
-        let mut total = 0.0;
-        for (list, &draws) in self.draws.iter().enumerate() {
-            if self.whole[list] || draws <= 0.0 {
-                continue;
-            }
-            if draws >= f64::from(2 * block) {
-                // Rounded at random, so that the mean is kept; the variance is that of the rows taken.
-                let len = (draws + rng.uniform()).floor().min(lists[list].n as f64) as u32;
-                let stretch = self.stretch(query, list, len.max(2), 0.0, plan, rng);
-                plan.heavy.push(stretch);
-            } else {
-                total += draws;
-                light.push(list);
-                cumulated.push(total);
-            }
-        }
-        if light.is_empty() {
-            return;
-        }
-        let strata = (total / f64::from(2 * block)).round().max(1.0);
-        let mut first = 0;
-        for stratum in 0..strata as usize {
-            // Both points of a stratum lie behind its beginning.
-            while first + 1 < light.len() && cumulated[first] <= stratum as f64 / strata * total {
-                first += 1;
-            }
-            for _ in 0..2 {
-                let point = (stratum as f64 + rng.uniform()) / strata * total;
-                let behind = cumulated[first..].iter().take_while(|&&end| end <= point).count();
-                let at = (first + behind).min(light.len() - 1);
-                let list = light[at];
-                let len = block.min(lists[list].n as u32);
-                // n mean(e) / (p G) with p = draws/total.
-                let share = self.draws[list] * strata / total;
-                let stretch = self.stretch(query, list, len, share, plan, rng);
-                plan.light.push(stretch);
-            }
-        }
-    }
-
-    fn stretch(
-        &self,
-        query: usize,
-        list: usize,
-        len: u32,
-        share: f64,
-        plan: &mut Plan,
-        rng: &mut Rng,
-    ) -> Stretch {
-        let entry = &self.index.lists()[list];
-        let start = rng.below(entry.n);
-        let run = plan.runs.len() as u32;
-        let before = (entry.n - start).min(u64::from(len)) as u32;
-        plan.runs.push(Run { query: query as u32, start: entry.start + start, len: before });
-        if before < len {
-            plan.runs.push(Run { query: query as u32, start: entry.start, len: len - before });
-        }
-        Stretch { list: list as u32, run, len, share, to_mean: 0.0, variance: 0.0 }
     }
 }
 
