@@ -242,7 +242,8 @@ impl Tile {
         out: &mut [f32],
     ) {
         let mut done = 0;
-        let single = (queries.clone().count() == 1).then(|| queries.clone().next()).flatten();
+        // One query alone reads bytes as they are.
+        let alone = queries.clone().count() == 1 && asked.even == asked.d;
         while done < len {
             let row = start + done as u64;
             let view = starts.partition_point(|&first| first <= row) - 1;
@@ -255,18 +256,13 @@ impl Tile {
             if bytes {
                 self.squares.resize(count, 0);
                 self.integer_dots.resize(count, 0);
-                match (single, asked.even == d) {
-                    // One query reads the bytes as they are.
-                    (Some(query), true) => {
-                        let integers = &asked.integers[query * d..][..d];
-                        let (dots, squares) = (&mut self.integer_dots, &mut self.squares);
-                        level.dots_one_i8(rows.bytes(), integers, 0, dots, squares);
-                    }
-                    _ => {
-                        self.integers.clear();
-                        self.integers.resize(count * asked.even, 0);
-                        level.widen_i8(rows.bytes(), d, asked.even, &mut self.integers, &mut self.squares);
-                    }
+                let (dots, squares) = (&mut self.integer_dots, &mut self.squares);
+                if let (true, Some(query)) = (alone, queries.clone().next()) {
+                    level.dots_one_i8(rows.bytes(), asked.integers(query).0, 0, dots, squares);
+                } else {
+                    self.integers.clear();
+                    self.integers.resize(count * asked.even, 0);
+                    level.widen_i8(rows.bytes(), d, asked.even, &mut self.integers, squares);
                 }
                 self.norms.iter_mut().zip(&self.squares).for_each(|(norm, &sum)| *norm = sum as f32);
             } else {
@@ -278,13 +274,10 @@ impl Tile {
                 let to = &mut out[which * len + done..][..count];
                 let norm = asked.sq_norms[query];
                 let share = near_share(bytes);
-                if bytes && single.is_some() && asked.even == d {
-                    // Done above.
-                } else if bytes {
-                    let integers = &asked.integers[query * asked.even..][..asked.even];
-                    level.dots_one_i16(&self.integers, integers, &mut self.integer_dots);
-                } else {
+                if !bytes {
                     level.dots_one_f32(&self.singles, asked.query(query), &mut self.dots, &mut self.norms);
+                } else if !alone {
+                    level.dots_one_i16(&self.integers, asked.integers(query).0, &mut self.integer_dots);
                 }
                 for (i, to) in to.iter_mut().enumerate() {
                     let (own, dot) = if bytes {
